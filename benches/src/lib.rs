@@ -1,0 +1,1 @@
+//! spherule-bench (see ARCHITECTURE.md).

@@ -1,0 +1,1 @@
+//! erofs-writer (see ARCHITECTURE.md).

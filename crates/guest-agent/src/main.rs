@@ -1,0 +1,3 @@
+//! spherule-init (see ARCHITECTURE.md).
+
+fn main() {}

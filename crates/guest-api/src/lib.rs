@@ -1,0 +1,1 @@
+//! guest-api (see ARCHITECTURE.md).

@@ -1,0 +1,1 @@
+//! pod-api (see ARCHITECTURE.md).

@@ -1,0 +1,1 @@
+//! pod-engine (see ARCHITECTURE.md).

@@ -1,0 +1,3 @@
+//! spherule (see ARCHITECTURE.md).
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! state-store (see ARCHITECTURE.md).

@@ -1,0 +1,1 @@
+//! virtio-devices (see ARCHITECTURE.md).

@@ -1,0 +1,1 @@
+//! vm-launcher (see ARCHITECTURE.md).

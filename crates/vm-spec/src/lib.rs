@@ -1,0 +1,1 @@
+//! vm-spec (see ARCHITECTURE.md).

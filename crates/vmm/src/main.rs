@@ -1,0 +1,3 @@
+//! spherule-vmm (see ARCHITECTURE.md).
+
+fn main() {}

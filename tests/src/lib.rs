@@ -1,0 +1,1 @@
+//! spherule-tests (see ARCHITECTURE.md).
