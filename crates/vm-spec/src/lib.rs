@@ -1,1 +1,25 @@
-//! vm-spec (see ARCHITECTURE.md).
+//! The control wire of a spherule-vmm process: its messages, their limits, and
+//! the names of what lies in a pod's directory.
+//!
+//! Knows no pod: a VM has an engine, vCPUs, memory, disks and log streams.
+
+mod limits;
+
+/// Messages of `proto/spherule/vmm/v1/vmm.proto`.
+#[expect(missing_docs, reason = "generated; the proto file documents them")]
+#[allow(clippy::doc_markdown)]
+pub mod proto {
+    include!(concat!(env!("OUT_DIR"), "/spherule.vmm.v1.rs"));
+}
+
+pub use limits::{LimitError, MAX_VCPUS, MIN_MEMORY_MIB, check_boot};
+
+/// Names in a VM's directory, which the process gets by `--dir`.
+pub mod files {
+    /// The control socket.
+    pub const CONTROL_SOCKET: &str = "vmm.sock";
+    /// The vsock: connect, send `CONNECT <port>\n`, read `OK <number>\n`.
+    pub const VSOCK_SOCKET: &str = "vsock.sock";
+    /// How the VM ended: [`crate::proto::VmExit`] as JSON `{"reason", "message"}`.
+    pub const EXIT: &str = "vm-exit.json";
+}
