@@ -1,6 +1,10 @@
 //! Spherule's own gRPC API: whole Kubernetes Pod manifests in, pods and their
 //! output out. The messages, clients and servers of `proto/spherule/v1`.
 
+mod json;
+
+pub use json::to_json;
+
 /// The package `spherule.v1`.
 #[expect(missing_docs, reason = "generated; the proto file documents them")]
 #[allow(clippy::all, clippy::pedantic, clippy::unwrap_used)]
