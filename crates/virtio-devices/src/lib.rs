@@ -1,5 +1,23 @@
 //! Virtio device back ends, written once for every engine.
+//!
+//! A back end parses descriptor chains that a hostile guest wrote. [`chain`]
+//! checks every chain once, whole, before a device sees it; what a device then
+//! holds are slices of guest memory, never addresses. A chain that breaks the
+//! queue protocol ends the device ([`DeviceError::Queue`]); a well-formed chain
+//! with a bad request in it is answered as its device's chapter of virtio 1.2
+//! says. No call does unbounded work: a device that has more to do raises its
+//! own [`wakeup`] and goes on when its thread polls next.
 
+mod block;
+mod chain;
+mod console;
 mod device;
+mod guest_io;
+mod rng;
+mod serve;
+mod wakeup;
 
+pub use block::{BayError, BayHandle, DiskBay, Extent, NamedExtent};
+pub use console::Console;
 pub use device::{DeviceError, Queues, VirtQueue, VirtioDevice};
+pub use rng::Rng;
