@@ -1,3 +1,17 @@
-//! spherule (see ARCHITECTURE.md).
+//! `spherule`: the node's daemon (`serve`) and the command line that talks to it.
 
-fn main() {}
+mod cli;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match cli::dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

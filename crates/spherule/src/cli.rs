@@ -1,0 +1,123 @@
+//! The command line: what can be said, and which file does it.
+
+mod client;
+mod images;
+mod info;
+mod inspect;
+mod list;
+mod logs;
+mod output;
+mod run;
+mod stop;
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Runs Kubernetes pods, each in a micro-VM of its own.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+pub(crate) struct Cli {
+    /// Directory of the daemon's sockets
+    #[arg(
+        long,
+        global = true,
+        env = "SPHERULE_RUN",
+        default_value = "/run/spherule"
+    )]
+    run: PathBuf,
+    /// How to print answers
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How answers are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// What runs a pod's guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineArg {
+    /// Measure this machine, then choose
+    Auto,
+    /// Our own VMM on /dev/kvm
+    Kvm,
+    /// QEMU without hardware virtualization
+    Qemu,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the daemon, its engine and why it chose that one
+    Info,
+    /// Run the pod of a manifest, and follow its output to its end
+    Run(run::Args),
+    /// List pods
+    Ps(list::Args),
+    /// Print what a pod's containers wrote
+    Logs(logs::Args),
+    /// Print everything known of pods, as JSON
+    Inspect(inspect::Args),
+    /// Stop pods: containers end in their grace period, then the VM
+    Stop(stop::StopArgs),
+    /// Remove stopped pods with all that is theirs
+    Rm(stop::RmArgs),
+    /// List images
+    Images,
+    /// Pull an image from its registry
+    Pull(images::PullArgs),
+    /// Import the images of an OCI layout or docker archive
+    Import(images::ImportArgs),
+    /// Remove images
+    Rmi(images::RmiArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs one command to its end; the code is the process's.
+pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    if let Command::Completions { shell } = cli.command {
+        clap_complete::generate(
+            shell,
+            &mut Cli::command(),
+            "spherule",
+            &mut std::io::stdout(),
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(ask(cli))
+}
+
+/// The commands that ask the daemon.
+async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
+    let daemon = client::Daemon::connect(&cli.run).await?;
+    let output = cli.output;
+    match cli.command {
+        Command::Info => info::run(daemon, output).await?,
+        Command::Run(args) => return run::run(daemon, args).await,
+        Command::Ps(args) => list::run(daemon, args, output).await?,
+        Command::Logs(args) => logs::run(daemon, args).await?,
+        Command::Inspect(args) => inspect::run(daemon, args).await?,
+        Command::Stop(args) => stop::stop(daemon, args).await?,
+        Command::Rm(args) => stop::rm(daemon, args).await?,
+        Command::Images => images::list(daemon, output).await?,
+        Command::Pull(args) => images::pull(daemon, args, output).await?,
+        Command::Import(args) => images::import(daemon, args, output).await?,
+        Command::Rmi(args) => images::remove(daemon, args).await?,
+        Command::Completions { .. } => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,33 @@
+//! `spherule info`.
+
+use super::client::{Daemon, refused};
+use super::{Output, output};
+use pod_api::v1::InfoRequest;
+
+/// Prints what the daemon says of itself.
+pub(crate) async fn run(mut daemon: Daemon, how: Output) -> anyhow::Result<()> {
+    let info = daemon
+        .pods
+        .info(InfoRequest {})
+        .await
+        .map_err(refused)?
+        .into_inner();
+    if how == Output::Json {
+        output::print_json(&pod_api::to_json("InfoResponse", &info));
+        return Ok(());
+    }
+    let engine = output::word(info.engine().as_str_name(), "ENGINE_").to_lowercase();
+    println!("Version:  {}", info.version);
+    println!("Root:     {}", info.root);
+    println!("Run:      {}", info.run);
+    println!("Kernel:   {}", info.kernel);
+    println!("Pods:     {}", info.pods);
+    println!("Images:   {}", info.images);
+    println!("Engine:   {engine} ({})", info.engine_reason);
+    for e in &info.engines {
+        let name = output::word(e.engine().as_str_name(), "ENGINE_").to_lowercase();
+        let usable = if e.usable { "usable" } else { "not usable" };
+        println!("  {name:<6}  {usable}: {}", e.detail);
+    }
+    Ok(())
+}
