@@ -1,1 +1,36 @@
-//! spherule-tests (see ARCHITECTURE.md).
+//! What the black-box tests share: the built programs, a daemon of their own,
+//! what this machine can do.
+
+mod daemon;
+mod machine;
+mod output;
+
+pub use daemon::{Daemon, DaemonOptions};
+pub use machine::{Machine, machine};
+pub use output::Ran;
+
+use std::path::{Path, PathBuf};
+
+/// The image that most tests run, imported into every [`Daemon`].
+pub const IMAGE: &str = "localhost/busybox:demo";
+
+/// The top of the checkout.
+pub fn checkout() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("/"))
+}
+
+/// A program that `cargo xtask setup` built, from the profile of this test.
+pub fn program(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().unwrap_or_default();
+    // target/<profile>/deps/functional-<hash>
+    path.pop();
+    path.pop();
+    path.join(name)
+}
+
+/// The directory with the guest's kernel and initramfs.
+pub fn guest_dir() -> PathBuf {
+    checkout().join("target/guest")
+}

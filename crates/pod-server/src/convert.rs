@@ -1,0 +1,76 @@
+//! The engine's pods and the store's images as messages.
+
+use pod_api::v1;
+use pod_engine::{ContainerState, ContainerStatus, Phase, Pod};
+
+/// A pod as the API shows it.
+pub(crate) fn pod(pod: &Pod) -> v1::Pod {
+    let phase = match pod.phase {
+        Phase::Pending => v1::Phase::Pending,
+        Phase::Running => v1::Phase::Running,
+        Phase::Succeeded => v1::Phase::Succeeded,
+        Phase::Failed => v1::Phase::Failed,
+    };
+    v1::Pod {
+        id: pod.id.clone(),
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        labels: pod.labels.clone().into_iter().collect(),
+        annotations: pod.annotations.clone().into_iter().collect(),
+        phase: phase.into(),
+        reason: pod.reason.clone(),
+        message: pod.message.clone(),
+        created_at_ns: pod.created_at_ns,
+        started_at_ns: pod.started_at_ns,
+        finished_at_ns: pod.finished_at_ns,
+        engine: engine(pod.engine).into(),
+        init_containers: pod.init_containers.iter().map(container).collect(),
+        containers: pod.containers.iter().map(container).collect(),
+        vm: pod.vm.map(|vm| v1::VmInfo {
+            vcpus: vm.vcpus,
+            memory_mib: vm.memory_mib,
+            vmm_pid: vm.vmm_pid,
+        }),
+        stages: pod
+            .stages
+            .iter()
+            .map(|s| v1::Stage {
+                name: s.name.clone(),
+                started_at_ns: s.started_at_ns,
+                duration_ns: s.duration_ns,
+            })
+            .collect(),
+        manifest: pod.manifest.clone(),
+    }
+}
+
+fn container(status: &ContainerStatus) -> v1::Container {
+    let state = match status.state {
+        ContainerState::Waiting => v1::container::State::Waiting,
+        ContainerState::Running => v1::container::State::Running,
+        ContainerState::Terminated => v1::container::State::Terminated,
+    };
+    v1::Container {
+        name: status.name.clone(),
+        id: status.id.clone(),
+        image: status.image.clone(),
+        image_id: status.image_id.clone(),
+        state: state.into(),
+        reason: status.reason.clone(),
+        message: status.message.clone(),
+        restart_count: status.restart_count,
+        exit_code: status.exit_code,
+        signal: status.signal,
+        started_at_ns: status.started_at_ns,
+        finished_at_ns: status.finished_at_ns,
+    }
+}
+
+/// An engine's number; unspecified where none is chosen yet.
+pub(crate) fn engine(engine: Option<sandbox::Engine>) -> v1::Engine {
+    match engine {
+        Some(sandbox::Engine::Kvm) => v1::Engine::Kvm,
+        Some(sandbox::Engine::Qemu) => v1::Engine::Qemu,
+        None => v1::Engine::Unspecified,
+    }
+}

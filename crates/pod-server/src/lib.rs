@@ -1,0 +1,1 @@
+//! pod-server (see ARCHITECTURE.md).

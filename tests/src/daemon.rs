@@ -1,0 +1,272 @@
+//! A daemon of a test's own: directories, process, command line.
+
+use crate::{IMAGE, Ran, guest_dir, machine, program};
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Long enough for the slowest machine; only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// How a daemon is started.
+#[derive(Debug, Clone)]
+pub struct DaemonOptions {
+    /// `kvm`, `qemu` or `auto`.
+    pub engine: String,
+    /// Directory with vmlinux and initramfs.cpio.
+    pub guest: PathBuf,
+    /// More arguments for `spherule serve`.
+    pub args: Vec<String>,
+    /// Import [`IMAGE`] at the start.
+    pub image: bool,
+}
+
+impl Default for DaemonOptions {
+    fn default() -> Self {
+        Self {
+            engine: machine().engine.into(),
+            guest: guest_dir(),
+            args: Vec::new(),
+            image: true,
+        }
+    }
+}
+
+/// A running `spherule serve` with directories of its own. Dropping it removes
+/// its pods and ends it.
+#[derive(Debug)]
+pub struct Daemon {
+    dir: TempDir,
+    options: DaemonOptions,
+    child: Child,
+}
+
+impl Daemon {
+    /// A daemon with this machine's engine and the busybox image.
+    pub fn start() -> anyhow::Result<Self> {
+        Self::with(DaemonOptions::default())
+    }
+
+    /// A daemon started in another way.
+    pub fn with(options: DaemonOptions) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("spherule-test-")
+            .tempdir()?;
+        let child = spawn(dir.path(), &options)?;
+        let mut daemon = Self {
+            dir,
+            options,
+            child,
+        };
+        daemon.wait_ready()?;
+        if daemon.options.image {
+            let archive = daemon.dir.path().join("busybox.tar");
+            std::fs::write(&archive, test_images::busybox_image(IMAGE)?.archive()?)?;
+            daemon.cli(["import", path_str(&archive)?])?.ok()?;
+        }
+        Ok(daemon)
+    }
+
+    /// The daemon's state directory (`--root`).
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// The daemon's socket directory (`--run`).
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// Room for a test's own files.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Process id of the daemon.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A `spherule` command to this daemon, not started yet.
+    pub fn command<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = Command::new(program("spherule"));
+        command
+            .arg("--run")
+            .arg(self.run_dir())
+            .args(args)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a `spherule` command to its end.
+    pub fn cli<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> anyhow::Result<Ran> {
+        finish(self.command(args), None)
+    }
+
+    /// Runs a pod to its end: `spherule run -f -` with this manifest.
+    pub fn run(&self, manifest: &str) -> anyhow::Result<Ran> {
+        self.run_with(manifest, &[])
+    }
+
+    /// [`Self::run`] with more arguments.
+    pub fn run_with(&self, manifest: &str, args: &[&str]) -> anyhow::Result<Ran> {
+        let command = self.command(["run", "-f", "-"].into_iter().chain(args.iter().copied()));
+        finish(command, Some(manifest))
+    }
+
+    /// Starts a pod and returns its id.
+    pub fn run_detached(&self, manifest: &str) -> anyhow::Result<String> {
+        Ok(self
+            .run_with(manifest, &["--detach"])?
+            .ok()?
+            .trim()
+            .to_owned())
+    }
+
+    /// Everything known of a pod.
+    pub fn inspect(&self, pod: &str) -> anyhow::Result<serde_json::Value> {
+        Ok(self.cli(["inspect", pod])?.json()?[0].take())
+    }
+
+    /// Waits until something is true of a pod; says what it was where it is not.
+    pub fn wait_for(
+        &self,
+        pod: &str,
+        what: &str,
+        is: impl Fn(&serde_json::Value) -> bool,
+    ) -> anyhow::Result<serde_json::Value> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let now = self.inspect(pod)?;
+            if is(&now) {
+                return Ok(now);
+            }
+            if Instant::now() > deadline {
+                bail!("pod {pod} never was {what}; it is:\n{now:#}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// kill -9 of the daemon; its pods go on.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts the daemon again on the same directories.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        ensure!(self.child.try_wait()?.is_some(), "the daemon still runs");
+        self.child = spawn(self.dir.path(), &self.options)?;
+        self.wait_ready()
+    }
+
+    /// What the daemon wrote to its log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("serve.log")).unwrap_or_default()
+    }
+
+    fn wait_ready(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        // The socket may be the one of a daemon that was killed: ask it.
+        while self.cli(["info"])?.code != Some(0) {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("spherule serve ended ({status}):\n{}", self.log());
+            }
+            if Instant::now() > deadline {
+                bail!("spherule serve never answered:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let pods = self
+            .cli(["ps", "--all", "--output", "json"])
+            .and_then(Ran::json);
+        for pod in pods
+            .ok()
+            .as_ref()
+            .and_then(|p| p.as_array())
+            .into_iter()
+            .flatten()
+        {
+            if let Some(id) = pod["id"].as_str() {
+                let _ = self.cli(["rm", "--force", id]);
+            }
+        }
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(dir: &Path, options: &DaemonOptions) -> anyhow::Result<Child> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("serve.log"))?;
+    Command::new(program("spherule"))
+        .arg("serve")
+        .arg("--run")
+        .arg(dir.join("run"))
+        .arg("--root")
+        .arg(dir.join("root"))
+        .arg("--guest")
+        .arg(&options.guest)
+        .args(["--engine", &options.engine])
+        .args(&options.args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .context("cannot start spherule; build it first: cargo xtask setup")
+}
+
+/// Runs a command to its end, with a time limit no sound run comes near.
+fn finish(mut command: Command, input: Option<&str>) -> anyhow::Result<Ran> {
+    let shown = format!("{command:?}");
+    if input.is_some() {
+        command.stdin(Stdio::piped());
+    }
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    if let (Some(text), Some(mut stdin)) = (input, child.stdin.take()) {
+        stdin.write_all(text.as_bytes())?;
+    }
+    let pid = Pid::from_child(&child);
+    let (done, ended) = std::sync::mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        let late = ended.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+        if late {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        late
+    });
+    let output = child.wait_with_output();
+    drop(done);
+    let late = watchdog.join().unwrap_or(false);
+    let ran = Ran::new(shown, output?);
+    ensure!(!late, "still running after {PATIENCE:?}: {ran}");
+    Ok(ran)
+}
+
+fn path_str(path: &Path) -> anyhow::Result<&str> {
+    path.to_str()
+        .context("temporary directories have plain names")
+}

@@ -1,0 +1,46 @@
+//! What this machine can do, found once by the product's own probe.
+
+use crate::program;
+use std::process::Command;
+use std::sync::LazyLock;
+
+/// Facts that decide which tests can run.
+#[derive(Debug)]
+pub struct Machine {
+    /// Why the kvm engine cannot run here, if so.
+    pub no_kvm: Option<String>,
+    /// KVM runs ring 0 natively.
+    pub kvm_is_fast: bool,
+    /// Why the qemu engine cannot run here, if so.
+    pub no_qemu: Option<String>,
+    /// The engine that carries the breadth of the tests, `kvm` or `qemu`.
+    pub engine: &'static str,
+}
+
+/// The facts of this machine.
+pub fn machine() -> &'static Machine {
+    static MACHINE: LazyLock<Machine> = LazyLock::new(probe);
+    &MACHINE
+}
+
+fn probe() -> Machine {
+    let output = Command::new(program("spherule-vmm")).arg("probe").output();
+    let probe: serde_json::Value = output
+        .ok()
+        .and_then(|out| serde_json::from_slice(&out.stdout).ok())
+        .unwrap_or_default();
+    let missing = |engine: &str| {
+        let found = &probe[engine];
+        let why = found["detail"]
+            .as_str()
+            .unwrap_or("spherule-vmm probe failed");
+        (found["usable"] != true).then(|| why.to_owned())
+    };
+    let kvm_is_fast = probe["kvm"]["native"] == true;
+    Machine {
+        no_kvm: missing("kvm"),
+        kvm_is_fast,
+        no_qemu: missing("qemu"),
+        engine: if kvm_is_fast { "kvm" } else { "qemu" },
+    }
+}
