@@ -21,13 +21,17 @@ pub fn checkout() -> &'static Path {
         .unwrap_or(Path::new("/"))
 }
 
-/// A program that `cargo xtask setup` built, from the profile of this test.
+/// A program that `cargo xtask setup` built, from the profile of this test: it
+/// lies in `target/<profile>`, this test there or one folder below.
 pub fn program(name: &str) -> PathBuf {
-    let mut path = std::env::current_exe().unwrap_or_default();
-    // target/<profile>/deps/functional-<hash>
-    path.pop();
-    path.pop();
-    path.join(name)
+    let this = std::env::current_exe().unwrap_or_default();
+    let found = this
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join(name))
+        .find(|p| p.exists());
+    found.unwrap_or_else(|| PathBuf::from(name))
 }
 
 /// The directory with the guest's kernel and initramfs.

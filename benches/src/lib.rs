@@ -1,1 +1,0 @@
-//! spherule-bench (see ARCHITECTURE.md).

@@ -1,0 +1,60 @@
+//! What a pod's processes hold in memory: the guest's own pages apart from what
+//! the VMM (and QEMU) need beside them. Proportional set sizes, from
+//! /proc/pid/smaps.
+
+use anyhow::Context;
+
+/// Proportional set sizes in KiB.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Pss {
+    /// Pages of guest memory.
+    pub(crate) guest: u64,
+    /// All else.
+    pub(crate) vmm: u64,
+}
+
+/// Adds up a process's mappings. Guest memory is told by the mapping's name: the
+/// engines call it `guest-ram`, as a memfd or an anonymous mapping.
+pub(crate) fn of_process(pid: u64) -> anyhow::Result<Pss> {
+    let path = format!("/proc/{pid}/smaps");
+    let smaps = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(add_up(&smaps))
+}
+
+fn add_up(smaps: &str) -> Pss {
+    let mut pss = Pss::default();
+    let mut in_guest = false;
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let first = words.next().unwrap_or_default();
+        if first == "Pss:" {
+            let kib: u64 = words
+                .next()
+                .and_then(|w| w.parse().ok())
+                .unwrap_or_default();
+            if in_guest {
+                pss.guest += kib;
+            } else {
+                pss.vmm += kib;
+            }
+        } else if !first.ends_with(':') {
+            in_guest = line.contains("guest-ram");
+        }
+    }
+    pss
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_memory_is_counted_apart() {
+        let smaps = "7f0000000000-7f0010000000 rw-s 00000000 00:01 9 /memfd:guest-ram (deleted)\n\
+            Size: 262144 kB\nPss:  50000 kB\nPss_Dirty: 1 kB\n\
+            7f1000000000-7f1000100000 r-xp 00000000 08:01 7 /usr/bin/spherule-vmm\n\
+            Pss:  900 kB\n";
+        let pss = add_up(smaps);
+        assert_eq!((pss.guest, pss.vmm), (50_000, 900));
+    }
+}
