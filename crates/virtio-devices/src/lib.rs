@@ -15,9 +15,11 @@ mod device;
 mod guest_io;
 mod rng;
 mod serve;
+mod vsock;
 mod wakeup;
 
 pub use block::{BayError, BayHandle, DiskBay, Extent, NamedExtent};
 pub use console::Console;
 pub use device::{DeviceError, Queues, VirtQueue, VirtioDevice};
 pub use rng::Rng;
+pub use vsock::Vsock;
