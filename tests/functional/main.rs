@@ -7,7 +7,15 @@ use libtest_mimic::{Arguments, Trial};
 use spherule_tests::machine;
 use std::process::ExitCode;
 
-mod hello;
+mod containers;
+mod crash;
+mod images;
+mod kvm;
+mod lifecycle;
+mod pods;
+mod refusals;
+mod shared;
+mod volumes;
 
 /// A test: its name, and what it does.
 type Test = (&'static str, fn() -> anyhow::Result<()>);
@@ -22,8 +30,19 @@ fn main() -> ExitCode {
         "kvm" => &machine.no_kvm,
         _ => &machine.no_qemu,
     };
-    let trials = [trials("hello", hello::TESTS, no_engine)];
-    libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
+    let groups = [
+        trials("pods", pods::TESTS, no_engine),
+        trials("containers", containers::TESTS, no_engine),
+        trials("volumes", volumes::TESTS, no_engine),
+        trials("lifecycle", lifecycle::TESTS, no_engine),
+        trials("refusals", refusals::TESTS, no_engine),
+        trials("images", images::TESTS, no_engine),
+        trials("crash", crash::TESTS, no_engine),
+        trials("kvm", kvm::TESTS, &machine.no_kvm),
+    ];
+    let conclusion = libtest_mimic::run(&arguments, groups.into_iter().flatten().collect());
+    shared::end();
+    conclusion.exit_code()
 }
 
 /// A group's tests; all ignored where the group lacks something.

@@ -3,6 +3,7 @@
 
 mod daemon;
 mod machine;
+pub mod manifest;
 mod output;
 
 pub use daemon::{Daemon, DaemonOptions};

@@ -1,0 +1,65 @@
+//! The kvm engine wherever /dev/kvm opens, hardware virtualization or not. One
+//! VM carries several checks: without it, a boot takes many seconds.
+
+use crate::Test;
+use anyhow::ensure;
+use serde_json::json;
+use spherule_tests::manifest::{container, pod};
+use spherule_tests::{Daemon, DaemonOptions, checkout, machine};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("hello_says_hello_and_ends_well", hello),
+    ("two_vcpus_blocks_vsock_and_exit_code", one_pod),
+];
+
+fn daemon() -> anyhow::Result<Daemon> {
+    Daemon::with(DaemonOptions {
+        engine: "kvm".into(),
+        ..DaemonOptions::default()
+    })
+}
+
+fn hello() -> anyhow::Result<()> {
+    let manifest = std::fs::read_to_string(checkout().join("tests/pods/hello.yaml"))?;
+    let daemon = daemon()?;
+    let out = daemon.run(&manifest)?.ok()?;
+    ensure!(
+        out.contains("[hello] hello from hello, kernel 6.12"),
+        "{out}"
+    );
+    ensure!(daemon.inspect("hello")?["engine"] == "ENGINE_KVM");
+    Ok(())
+}
+
+/// Two vCPUs are there; the image's largest file, read through the block device,
+/// has the host's checksum; a MiB (ten, where the engine is fast) goes through the
+/// vsock unharmed; the exit code arrives.
+fn one_pod() -> anyhow::Result<()> {
+    let mib = if machine().kvm_is_fast { 10 } else { 1 };
+    let script = format!(
+        "nproc; sha256sum /bin/busybox; dd if=/bin/busybox bs=64k count={} 2>/dev/null | base64 -w 0; exit 9",
+        mib * 16
+    );
+    let extra = json!({"resources": {"limits": {"cpu": "2", "memory": "128Mi"}}});
+    let daemon = daemon()?;
+    let out = daemon
+        .run(&pod("kvm", &[container("c", &script, extra)], json!({})))?
+        .code(9)?;
+    let lines: Vec<&str> = out.lines().map(|l| l.trim_start_matches("[c] ")).collect();
+    ensure!(
+        lines.len() == 3 && lines[0] == "2",
+        "{} lines, nproc {:?}",
+        lines.len(),
+        lines.first()
+    );
+    let sum = std::process::Command::new("sha256sum")
+        .arg(test_images::BUSYBOX)
+        .output()?;
+    let host = String::from_utf8_lossy(&sum.stdout);
+    ensure!(
+        lines[1].get(..64) == host.get(..64),
+        "guest {} host {host}",
+        lines[1]
+    );
+    Ok(())
+}
