@@ -3,7 +3,9 @@
 //!
 //! Knows no pod: a VM has an engine, vCPUs, memory, disks and log streams.
 
+mod exit_record;
 mod limits;
+mod probe;
 
 /// Messages of `proto/spherule/vmm/v1/vmm.proto`.
 #[expect(missing_docs, reason = "generated; the proto file documents them")]
@@ -12,7 +14,9 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/spherule.vmm.v1.rs"));
 }
 
+pub use exit_record::{ExitRecordError, exit_from_json, exit_to_json};
 pub use limits::{LimitError, MAX_VCPUS, MIN_MEMORY_MIB, check_boot};
+pub use probe::{Choice, EngineName, KvmSupport, Probe, QemuSupport};
 
 /// Names in a VM's directory, which the process gets by `--dir`.
 pub mod files {
