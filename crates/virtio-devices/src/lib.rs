@@ -15,6 +15,8 @@ mod device;
 mod guest_io;
 mod rng;
 mod serve;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
 mod vsock;
 mod wakeup;
 

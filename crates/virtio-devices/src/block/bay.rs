@@ -223,6 +223,16 @@ pub(super) struct Backing {
 }
 
 impl Backing {
+    #[cfg(test)]
+    pub(super) fn for_test(file: File) -> Self {
+        Backing {
+            gate: RwLock::new(Some(file)),
+            size: 4096,
+            fixed_size: false,
+            dirty: AtomicBool::new(false),
+        }
+    }
+
     /// Does I/O on the file, which stays attached meanwhile.
     ///
     /// # Errors

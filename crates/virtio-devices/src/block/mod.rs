@@ -15,6 +15,8 @@ mod bay;
 mod device;
 mod extent;
 mod request;
+#[cfg(test)]
+mod tests;
 
 pub use bay::{BayError, BayHandle, NamedExtent};
 pub use device::DiskBay;

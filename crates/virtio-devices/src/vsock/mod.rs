@@ -29,4 +29,9 @@ mod muxer;
 mod packet;
 mod unix;
 
+#[cfg(test)]
+mod fake_guest;
+#[cfg(test)]
+mod tests;
+
 pub use device::Vsock;
