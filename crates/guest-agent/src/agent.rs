@@ -1,0 +1,434 @@
+//! The pod's state and the calls that change it. Knows nothing of connections:
+//! answers and events pile up here, and [`crate::server`] delivers them.
+
+use crate::container::handover::{Message, Received};
+use crate::container::{
+    self, Caller, Container, Leftovers, Phase, Progress, Removal, request, stdio_of_terminal,
+};
+use crate::disks::Disks;
+use crate::error::{AgentError, Doing};
+use crate::events::EventLog;
+use crate::log;
+use crate::poller::Poller;
+use crate::sandbox::{Sandbox, unix_time_ns};
+use crate::stream::Slots;
+use crate::sys::process;
+use guest_api::proto::client_message::Call;
+use guest_api::proto::response::Result as Answer;
+use guest_api::proto::{
+    CreateContainerRequest, CreateContainerResponse, ListContainersResponse,
+    RemoveContainerResponse, Response, SetupSandboxRequest, ShutdownResponse,
+    SignalContainerRequest, SignalContainerResponse, StartContainerResponse,
+};
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitStatus};
+use std::collections::BTreeMap;
+
+/// Most containers of a pod, those that ended included.
+const MAX_CONTAINERS: usize = 1000;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    init_started_ns: u64,
+    sandbox: Option<Sandbox>,
+    disks: Disks,
+    pub(crate) containers: BTreeMap<String, Container>,
+    removals: Vec<Removal>,
+    pub(crate) events: EventLog,
+    /// Answers to be delivered, by connection.
+    pub(crate) answers: Vec<(u64, Response)>,
+    /// Containers whose stream connections are to be looked after: they ended,
+    /// or are removed.
+    pub(crate) ended: Vec<String>,
+    pub(crate) stopping: bool,
+}
+
+impl Agent {
+    /// An empty pod.
+    pub(crate) fn new(init_started_ns: u64) -> Self {
+        Self {
+            init_started_ns,
+            sandbox: None,
+            disks: Disks::default(),
+            containers: BTreeMap::new(),
+            removals: Vec::new(),
+            events: EventLog::default(),
+            answers: Vec::new(),
+            ended: Vec::new(),
+            stopping: false,
+        }
+    }
+
+    /// Does what `call` asks; the answer comes now or later. Subscribe is the
+    /// server's own.
+    pub(crate) fn handle(&mut self, caller: Caller, call: Call, poller: &mut Poller) {
+        let now = match call {
+            Call::SetupSandbox(request) => self.setup_sandbox(&request).map(Some),
+            Call::CreateContainer(request) => {
+                self.create_container(request, caller, poller);
+                Ok(None)
+            }
+            Call::StartContainer(request) => self.start_container(&request.container_id, caller),
+            Call::SignalContainer(request) => self.signal_container(&request).map(Some),
+            Call::RemoveContainer(request) => self.remove_container(&request.container_id, caller),
+            Call::ListContainers(_) => Ok(Some(self.list_containers())),
+            Call::Shutdown(_) => {
+                self.stopping = true;
+                Ok(Some(Answer::Shutdown(ShutdownResponse {})))
+            }
+            Call::Subscribe(_) => Ok(None),
+        };
+        match now {
+            Ok(Some(answer)) => self.answer(caller, Ok(answer)),
+            Ok(None) => {}
+            Err(e) => self.answer(caller, Err(e)),
+        }
+    }
+
+    /// Queues an answer.
+    pub(crate) fn answer(&mut self, caller: Caller, result: Result<Answer, AgentError>) {
+        let result = result.unwrap_or_else(|e| Answer::Error(e.into_wire()));
+        let response = Response {
+            id: caller.call,
+            result: Some(result),
+        };
+        self.answers.push((caller.connection, response));
+    }
+
+    fn setup_sandbox(&mut self, request: &SetupSandboxRequest) -> Result<Answer, AgentError> {
+        if let Some(sandbox) = &self.sandbox {
+            return sandbox.repeat(request).map(Answer::SetupSandbox);
+        }
+        let sandbox = Sandbox::set_up(request, &mut self.disks, self.init_started_ns)?;
+        let response = sandbox.response();
+        self.sandbox = Some(sandbox);
+        Ok(Answer::SetupSandbox(response))
+    }
+
+    fn create_container(
+        &mut self,
+        request: CreateContainerRequest,
+        caller: Caller,
+        poller: &mut Poller,
+    ) {
+        let id = request.container_id.clone();
+        match self.try_create(request, caller) {
+            Ok(mut container) => {
+                if let Some((handover, token)) = &mut container.handover {
+                    match poller.add(handover.fd(), EventFlags::IN) {
+                        Ok(number) => *token = number,
+                        Err(e) => log::warn(&format!("container {id}: not watched: {e}")),
+                    }
+                }
+                self.containers.insert(id, container);
+            }
+            Err((error, leftovers)) => {
+                let mut removal = Removal::of_leftovers(id, leftovers);
+                removal.failed_create = Some((caller, error));
+                self.removals.push(removal);
+            }
+        }
+    }
+
+    fn try_create(
+        &mut self,
+        request: CreateContainerRequest,
+        caller: Caller,
+    ) -> Result<Container, (AgentError, Leftovers)> {
+        let nothing = |e| (e, Leftovers::default());
+        let Some(sandbox) = &self.sandbox else {
+            return Err(nothing(AgentError::Precondition {
+                problem: "the sandbox is not set up yet".to_owned(),
+                remedy: "call SetupSandbox first",
+            }));
+        };
+        let id = &request.container_id;
+        if self.containers.contains_key(id) || self.removals.iter().any(|r| r.id == *id) {
+            return Err(nothing(AgentError::Exists {
+                what: format!("container {id}"),
+            }));
+        }
+        if self.containers.len() >= MAX_CONTAINERS {
+            return Err(nothing(AgentError::Exhausted {
+                problem: format!("the pod has {MAX_CONTAINERS} containers"),
+                remedy: "remove containers that have ended",
+            }));
+        }
+        let checked = request::check(request).map_err(nothing)?;
+        container::create(&checked, sandbox, &mut self.disks, caller)
+    }
+
+    fn find(&mut self, id: &str) -> Result<&mut Container, AgentError> {
+        self.containers
+            .get_mut(id)
+            .ok_or_else(|| AgentError::NotFound {
+                what: format!("container {id}"),
+                remedy: "",
+            })
+    }
+
+    fn start_container(&mut self, id: &str, caller: Caller) -> Result<Option<Answer>, AgentError> {
+        let container = self.find(id)?;
+        let problem = match (&container.phase, &container.handover) {
+            (Phase::Created, Some((handover, _))) => {
+                handover
+                    .start()
+                    .doing(|| format!("starting container {id}"))?;
+                container.phase = Phase::Starting(caller);
+                return Ok(None);
+            }
+            (Phase::Creating(_), _) => "is still being created",
+            (Phase::Exited(_), _) => "has ended already",
+            _ => "was started already",
+        };
+        Err(AgentError::Precondition {
+            problem: format!("container {id} {problem}"),
+            remedy: "create another container to run the program again",
+        })
+    }
+
+    fn signal_container(&mut self, request: &SignalContainerRequest) -> Result<Answer, AgentError> {
+        let signal = i32::try_from(request.signal).unwrap_or(0);
+        if !(1..=64).contains(&signal) {
+            return Err(AgentError::invalid(
+                "signal",
+                format!("{} is no signal's number", request.signal),
+            ));
+        }
+        let id = &request.container_id;
+        let container = self.find(id)?;
+        if request.all {
+            container.cgroup.signal_all(signal)?;
+        } else if let Some(pid) = container.pid {
+            process::send_signal(pid, signal)
+                .doing(|| format!("sending signal {signal} to container {id}"))?;
+        }
+        // Of one that has ended: there is nothing left to signal, as intended.
+        Ok(Answer::SignalContainer(SignalContainerResponse {}))
+    }
+
+    fn remove_container(&mut self, id: &str, caller: Caller) -> Result<Option<Answer>, AgentError> {
+        if let Some(removal) = self.removals.iter_mut().find(|r| r.id == id) {
+            removal.callers.push(caller);
+            return Ok(None);
+        }
+        let Some(container) = self.containers.remove(id) else {
+            return Ok(Some(Answer::RemoveContainer(RemoveContainerResponse {})));
+        };
+        if let Phase::Creating(other) | Phase::Starting(other) = container.phase {
+            let error = AgentError::Precondition {
+                problem: format!("container {id} was removed meanwhile"),
+                remedy: "",
+            };
+            self.answer(other, Err(error));
+        }
+        self.forget(id, container, |removal| removal.callers.push(caller));
+        Ok(None)
+    }
+
+    /// Begins the removal of a container that is out of the table.
+    fn forget(&mut self, id: &str, container: Container, set: impl FnOnce(&mut Removal)) {
+        self.events.forget(id);
+        self.ended.push(id.to_owned());
+        let mut removal = Removal::of(id.to_owned(), container);
+        set(&mut removal);
+        self.removals.push(removal);
+    }
+
+    fn list_containers(&self) -> Answer {
+        Answer::ListContainers(ListContainersResponse {
+            containers: self
+                .containers
+                .iter()
+                .filter(|(_, c)| !matches!(c.phase, Phase::Creating(_)))
+                .map(|(id, c)| c.state(id))
+                .collect(),
+        })
+    }
+
+    /// A container's first process has said something, or is gone from its
+    /// channel.
+    pub(crate) fn on_handover(&mut self, id: &str) {
+        loop {
+            let Some(container) = self.containers.get_mut(id) else {
+                return;
+            };
+            let Some((handover, _)) = &container.handover else {
+                return;
+            };
+            match handover.receive() {
+                Received::Nothing => return,
+                Received::Message(Message::Ready, master) => self.on_ready(id, master),
+                Received::Message(Message::Failed(answer), _) => {
+                    self.on_failed(id, AgentError::Reported(answer));
+                }
+                Received::Closed => {
+                    self.on_closed(id);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn on_ready(&mut self, id: &str, master: Option<std::os::fd::OwnedFd>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        if let Some(master) = master {
+            match stdio_of_terminal(master, container.with_stdin) {
+                Ok(stdio) => {
+                    container.streams = Slots::new(stdio.stdin, stdio.stdout, stdio.stderr);
+                }
+                Err(source) => {
+                    let error = AgentError::System {
+                        doing: "taking over the container's terminal".to_owned(),
+                        source,
+                        remedy: "",
+                    };
+                    return self.on_failed(id, error);
+                }
+            }
+        }
+        if let Phase::Creating(caller) = container.phase {
+            container.phase = Phase::Created;
+            let answer = Answer::CreateContainer(CreateContainerResponse {});
+            self.answer(caller, Ok(answer));
+        }
+    }
+
+    fn on_failed(&mut self, id: &str, error: AgentError) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        match container.phase {
+            Phase::Creating(caller) => {
+                if let Some(container) = self.containers.remove(id) {
+                    self.forget(id, container, |removal| {
+                        removal.failed_create = Some((caller, error));
+                    });
+                }
+            }
+            Phase::Starting(caller) => {
+                container.phase = Phase::Exited(None);
+                self.answer(caller, Err(error));
+            }
+            _ => log::warn(&format!("container {id}: {error}")),
+        }
+    }
+
+    /// The channel's other end is closed: by the exec, or because the process
+    /// has ended.
+    fn on_closed(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        container.handover = None;
+        match container.phase {
+            Phase::Creating(_) => {
+                let error = AgentError::Precondition {
+                    problem: format!(
+                        "the first process of container {id} ended while it was being created"
+                    ),
+                    remedy: "give the container more memory",
+                };
+                self.on_failed(id, error);
+            }
+            Phase::Starting(caller) => {
+                container.phase = Phase::Running;
+                container.started_at_ns = unix_time_ns();
+                let response = StartContainerResponse {
+                    pid: container.host_pid,
+                    started_at_ns: container.started_at_ns,
+                };
+                self.answer(caller, Ok(Answer::StartContainer(response)));
+            }
+            _ => {}
+        }
+    }
+
+    /// A child of PID 1 was reaped.
+    pub(crate) fn on_reaped(&mut self, pid: Pid, status: WaitStatus) {
+        if let Some(removal) = self.removals.iter_mut().find(|r| r.pid == Some(pid)) {
+            removal.pid = None;
+            return;
+        }
+        let found = self.containers.iter().find(|(_, c)| c.pid == Some(pid));
+        let Some(id) = found.map(|(id, _)| id.clone()) else {
+            return;
+        };
+        // What it said last may still wait to be read.
+        self.on_handover(&id);
+        if let Some(removal) = self.removals.iter_mut().find(|r| r.pid == Some(pid)) {
+            removal.pid = None;
+            return;
+        }
+        let Some(container) = self.containers.get_mut(&id) else {
+            return;
+        };
+        container.pid = None;
+        container.handover = None;
+        let now = unix_time_ns();
+        let exit = if matches!(container.phase, Phase::Exited(None)) {
+            container::start_failed(now)
+        } else {
+            container::exit_status(status, container.cgroup.oom_killed(), now)
+        };
+        if container.shares_pids
+            && let Err(e) = container.cgroup.kill()
+        {
+            log::warn(&format!("container {id}: {e}"));
+        }
+        container.phase = Phase::Exited(Some(exit));
+        self.events.exited(&id, exit);
+        self.ended.push(id);
+    }
+
+    /// Goes on with removals. Returns whether any can go on at once, and whether
+    /// any is left.
+    pub(crate) fn advance_removals(&mut self) -> (bool, bool) {
+        let mut busy = false;
+        let removals = std::mem::take(&mut self.removals);
+        for mut removal in removals {
+            match removal.advance(&mut self.disks) {
+                Progress::Busy => {
+                    busy = true;
+                    self.removals.push(removal);
+                }
+                Progress::Waiting => self.removals.push(removal),
+                Progress::Done(result) => self.on_removed(removal, result),
+            }
+        }
+        (busy, !self.removals.is_empty())
+    }
+
+    fn on_removed(&mut self, removal: Removal, result: Result<(), AgentError>) {
+        let id = &removal.id;
+        let failure = result.err().map(|e| {
+            log::warn(&format!("container {id}: {e}"));
+            e.into_wire()
+        });
+        if let Some((caller, error)) = removal.failed_create {
+            self.answer(caller, Err(error));
+        }
+        for caller in removal.callers {
+            let result = match &failure {
+                None => Ok(Answer::RemoveContainer(RemoveContainerResponse {})),
+                Some(answer) => Err(AgentError::Reported(answer.clone())),
+            };
+            self.answer(caller, result);
+        }
+    }
+
+    /// Reaps every child that has ended.
+    pub(crate) fn reap(&mut self) {
+        loop {
+            match rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => self.on_reaped(pid, status),
+                Err(Errno::INTR) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+}

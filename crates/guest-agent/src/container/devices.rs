@@ -1,0 +1,130 @@
+//! A container's /dev: a small file system of its own with the usual nodes.
+
+use crate::error::{AgentError, Doing};
+use crate::fs_mount;
+use rustix::fs::{Dev, FileType, Mode, OFlags, makedev};
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags as Attr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Character devices that every program may expect: name, major, minor.
+const NODES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+const LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// Directories that other file systems are attached to.
+const DIRECTORIES: [&str; 3] = ["pts", "shm", "mqueue"];
+
+/// Most guest devices shown to a privileged container, and how deep.
+const MAX_DEVICES: usize = 1024;
+const MAX_DEPTH: usize = 4;
+
+/// /dev, not attached yet. With `all_devices` also every device of the guest;
+/// `terminal`: with a place for /dev/console.
+pub(crate) fn make(all_devices: bool, terminal: bool) -> Result<OwnedFd, AgentError> {
+    let dev = fs_mount::new(
+        "tmpfs",
+        &[("mode", "0755"), ("size", "65536k")],
+        Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_STRICTATIME,
+    )?;
+    fill(&dev, terminal).doing(|| "filling the container's /dev".into())?;
+    if all_devices {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let guest = rustix::fs::open("/dev", flags, Mode::empty())
+            .doing(|| "opening the guest's /dev".into())?;
+        let mut left = MAX_DEVICES;
+        copy_devices(guest.as_fd(), dev.as_fd(), 0, &mut left)
+            .doing(|| "copying the guest's devices".into())?;
+    }
+    Ok(dev)
+}
+
+fn fill(dev: &OwnedFd, terminal: bool) -> Result<(), Errno> {
+    for (name, major, minor) in NODES {
+        node(
+            dev.as_fd(),
+            name,
+            FileType::CharacterDevice,
+            0o666,
+            makedev(major, minor),
+        )?;
+    }
+    for (name, target) in LINKS {
+        rustix::fs::symlinkat(target, dev, name)?;
+    }
+    for name in DIRECTORIES {
+        rustix::fs::mkdirat(dev, name, Mode::from_raw_mode(0o755))?;
+    }
+    if terminal {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(dev, "console", flags, Mode::from_raw_mode(0o600))?;
+    }
+    Ok(())
+}
+
+fn node(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    kind: FileType,
+    mode: u32,
+    device: Dev,
+) -> Result<(), Errno> {
+    rustix::fs::mknodat(dir, name, kind, Mode::from_raw_mode(mode), device)?;
+    // mknod's mode goes through the umask.
+    rustix::fs::chmodat(
+        dir,
+        name,
+        Mode::from_raw_mode(mode),
+        rustix::fs::AtFlags::empty(),
+    )
+}
+
+fn copy_devices(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    depth: usize,
+    left: &mut usize,
+) -> Result<(), Errno> {
+    for entry in rustix::fs::Dir::read_from(from)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().to_str() else {
+            continue;
+        };
+        if matches!(name, "." | ".." | "console") || DIRECTORIES.contains(&name) || *left == 0 {
+            continue;
+        }
+        *left -= 1;
+        let stat = rustix::fs::statat(from, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            kind @ (FileType::CharacterDevice | FileType::BlockDevice) => {
+                match node(to, name, kind, stat.st_mode & 0o777, stat.st_rdev) {
+                    // One of the usual nodes.
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            FileType::Directory if depth < MAX_DEPTH => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let source = rustix::fs::openat(from, name, flags, Mode::empty())?;
+                rustix::fs::mkdirat(to, name, Mode::from_raw_mode(0o755))?;
+                let target = rustix::fs::openat(to, name, flags, Mode::empty())?;
+                copy_devices(source.as_fd(), target.as_fd(), depth + 1, left)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

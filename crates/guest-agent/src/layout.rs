@@ -1,0 +1,28 @@
+//! Where the agent keeps things in its own root file system. Containers never
+//! see it.
+
+/// Everything below.
+pub(crate) const RUN: &str = "/run";
+/// Mounted images, one directory a partition.
+pub(crate) const IMAGES: &str = "/run/images";
+/// Where a container's root is mounted, in its own mount namespace, before it
+/// becomes "/".
+pub(crate) const NEW_ROOT: &str = "/run/root";
+/// The scratch disk, or a tmpfs in its place.
+pub(crate) const SCRATCH: &str = "/run/scratch";
+/// Writable layers of containers, on the scratch disk.
+pub(crate) const LAYERS: &str = "/run/scratch/layers";
+/// Volumes that are directories of the scratch disk.
+pub(crate) const DISK_VOLUMES: &str = "/run/scratch/volumes";
+/// Volumes that are file systems in memory.
+pub(crate) const MEMORY_VOLUMES: &str = "/run/volumes";
+/// The pod's /dev/shm.
+pub(crate) const SHM: &str = "/run/shm";
+/// Text of the pod's /etc/hosts and /etc/resolv.conf.
+pub(crate) const HOSTS: &str = "/run/hosts";
+/// See [`HOSTS`].
+pub(crate) const RESOLV_CONF: &str = "/run/resolv.conf";
+/// The cgroup v2 hierarchy.
+pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// Parent of every container's cgroup.
+pub(crate) const CGROUP_CONTAINERS: &str = "/sys/fs/cgroup/containers";

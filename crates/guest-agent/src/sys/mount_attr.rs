@@ -1,0 +1,35 @@
+//! mount_setattr(2).
+#![expect(unsafe_code, reason = "raw system call")]
+// UNSAFETY: neither rustix nor nix has mount_setattr.
+
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Adds `flags` to the mount that `mount` refers to (of itself, an O_PATH
+/// descriptor of its root, or a detached one), and below it where `recursive`.
+pub(crate) fn add(mount: impl AsFd, flags: MountAttrFlags, recursive: bool) -> Result<(), Errno> {
+    let attr = libc::mount_attr {
+        attr_set: flags.bits().into(),
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let mut at = libc::AT_EMPTY_PATH;
+    if recursive {
+        at |= libc::AT_RECURSIVE;
+    }
+    // SAFETY: the path is an empty C string, `attr` a whole mount_attr whose size
+    // is passed; the kernel only reads both.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            at,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    super::check(result).map(drop)
+}
