@@ -1,0 +1,53 @@
+//! The host's binaries, and the benchmark that is one of them.
+
+use crate::run::{cargo, checked, step};
+use crate::{guest, kernel, packages};
+use std::path::{Path, PathBuf};
+
+/// How the binaries are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// For the demo and the tests: quick to build.
+    Dev,
+    /// For measuring and for use.
+    Release,
+}
+
+/// Where the binaries lie after a build.
+#[derive(Debug)]
+pub(crate) struct Binaries {
+    /// `spherule`; `spherule-vmm` lies beside it.
+    pub(crate) spherule: PathBuf,
+}
+
+/// Builds `spherule` and `spherule-vmm`.
+pub(crate) fn build(root: &Path, profile: Profile) -> anyhow::Result<Binaries> {
+    step("building spherule and spherule-vmm");
+    let mut cargo = cargo(root);
+    cargo.args(["build", "-p", "spherule", "-p", "vmm", "--bins"]);
+    let folder = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => {
+            cargo.arg("--release");
+            "release"
+        }
+    };
+    checked(&mut cargo)?;
+    Ok(Binaries {
+        spherule: root.join("target").join(folder).join("spherule"),
+    })
+}
+
+/// `cargo xtask bench`.
+pub(crate) fn bench(root: &Path, args: &[String]) -> anyhow::Result<()> {
+    packages::ensure(&[packages::KERNEL, packages::RUN, packages::DEMO])?;
+    kernel::ensure(root)?;
+    guest::ensure(root)?;
+    build(root, Profile::Release)?;
+    step("measuring");
+    checked(
+        cargo(root)
+            .args(["run", "--release", "-p", "spherule-bench", "--"])
+            .args(args),
+    )
+}

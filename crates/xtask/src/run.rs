@@ -1,0 +1,29 @@
+//! Runs other programs, with their output shown and their failure named.
+
+use anyhow::{Context, bail};
+use std::path::Path;
+use std::process::Command;
+
+/// Says what is being done, on a line of its own.
+pub(crate) fn step(what: &str) {
+    eprintln!("\x1b[1;32m==>\x1b[0m {what}");
+}
+
+/// Runs a command to its end; an error where it cannot start or does not succeed.
+pub(crate) fn checked(command: &mut Command) -> anyhow::Result<()> {
+    let shown = format!("{command:?}").replace('"', "");
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {shown}"))?;
+    if !status.success() {
+        bail!("{shown} failed: {status}");
+    }
+    Ok(())
+}
+
+/// The cargo that runs this xtask, in the checkout.
+pub(crate) fn cargo(root: &Path) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root);
+    cargo
+}

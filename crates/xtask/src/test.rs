@@ -1,0 +1,31 @@
+//! `cargo xtask test`: the whole suite, from a fresh clone.
+
+use crate::run::{cargo, checked, step};
+use crate::{lint, setup};
+use std::path::Path;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Skip format and clippy
+    #[arg(long)]
+    no_lint: bool,
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// Builds everything, lints, then runs unit tests and the black-box tests that
+/// boot VMs. A test that cannot run on this machine is counted as ignored, with
+/// the reason in its name.
+pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
+    setup::run(root)?;
+    if !args.no_lint {
+        lint::run(root)?;
+    }
+    step("running the tests");
+    let mut test = cargo(root);
+    test.args(["test", "--workspace", "--no-fail-fast"]);
+    if let Some(filter) = &args.filter {
+        test.args(["--", filter]);
+    }
+    checked(&mut test)
+}
