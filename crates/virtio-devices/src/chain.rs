@@ -183,3 +183,204 @@ impl<'a> Buffers<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::VirtQueue;
+    use crate::testing::{Buffer, Harness, INDIRECT, NEXT, WRITE};
+    use crate::{Rng, VirtioDevice};
+    use proptest::prelude::*;
+    use vm_memory::{Bytes, GuestAddress};
+
+    const SIZE: u16 = 8;
+    const DATA: u64 = 2 << 20;
+
+    /// Some device's first queue: what is tested is the queue.
+    fn harness() -> Harness<Rng> {
+        let device = Rng::new().expect("a device");
+        assert_eq!(device.queue_sizes().len(), 1);
+        Harness::new(device, SIZE, 4)
+    }
+
+    /// The lengths of the next chain's halves.
+    fn parse(harness: &mut Harness<Rng>) -> Result<Option<(usize, usize)>, Error> {
+        let chain = pop(harness.queues[0].queue(), &harness.memory)?;
+        Ok(chain.map(|chain| (chain.readable.len(), chain.writable.len())))
+    }
+
+    /// One descriptor for each entry, offered as a chain that begins at 0.
+    fn parse_raw(entries: &[(u64, u32, u16, u16)]) -> Result<Option<(usize, usize)>, Error> {
+        let mut harness = harness();
+        for (index, &(addr, len, flags, next)) in (0..).zip(entries) {
+            harness.rings[0].write_descriptor(index, addr, len, flags, next);
+        }
+        harness.rings[0].offer(0);
+        parse(&mut harness)
+    }
+
+    #[test]
+    fn an_empty_ring_has_no_chain() {
+        assert!(matches!(parse(&mut harness()), Ok(None)));
+    }
+
+    #[test]
+    fn a_queue_that_is_not_ready_has_no_chain() {
+        let mut harness = harness();
+        harness.rings[0]
+            .push(&[Buffer::readable(DATA, 16)])
+            .expect("room");
+        harness.queues[0].queue().set_ready(false);
+        assert!(matches!(parse(&mut harness), Ok(None)));
+    }
+
+    #[test]
+    fn a_chain_is_split_by_direction() {
+        let mut harness = harness();
+        harness.rings[0]
+            .push(&[
+                Buffer::readable(DATA, 16),
+                Buffer::readable(DATA, 0),
+                Buffer::writable(DATA + 64, 100),
+                Buffer::writable(DATA + 512, 1),
+            ])
+            .expect("room");
+        assert!(matches!(parse(&mut harness), Ok(Some((16, 101)))));
+    }
+
+    #[test]
+    fn an_indirect_table_is_followed() {
+        let mut harness = harness();
+        let table = harness.allocate(4096);
+        harness.rings[0]
+            .push_indirect(
+                table,
+                &[Buffer::readable(DATA, 16), Buffer::writable(DATA, 512)],
+            )
+            .expect("room");
+        assert!(matches!(parse(&mut harness), Ok(Some((16, 512)))));
+    }
+
+    #[test]
+    fn loops_are_refused() {
+        assert!(parse_raw(&[(DATA, 1, NEXT, 0)]).is_err());
+        assert!(parse_raw(&[(DATA, 1, NEXT, 1), (DATA, 1, NEXT, 0)]).is_err());
+    }
+
+    #[test]
+    fn indices_past_the_table_are_refused() {
+        assert!(parse_raw(&[(DATA, 1, NEXT, SIZE)]).is_err());
+        let mut harness = harness();
+        harness.rings[0].offer(SIZE);
+        assert!(parse(&mut harness).is_err());
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_refused() {
+        assert!(parse_raw(&[(4 << 20, 1, 0, 0)]).is_err());
+        assert!(parse_raw(&[((4 << 20) - 1, 2, 0, 0)]).is_err());
+        assert!(parse_raw(&[(u64::MAX, 2, WRITE, 0)]).is_err());
+        assert!(parse_raw(&[(DATA, u32::MAX, WRITE, 0)]).is_err());
+        assert!(matches!(
+            parse_raw(&[((4 << 20) - 1, 1, 0, 0)]),
+            Ok(Some((1, 0)))
+        ));
+    }
+
+    #[test]
+    fn reading_after_writing_is_refused() {
+        assert!(parse_raw(&[(DATA, 1, WRITE | NEXT, 1), (DATA, 1, 0, 0)]).is_err());
+    }
+
+    #[test]
+    fn bad_indirect_tables_are_refused() {
+        // No whole descriptors; none at all; not in memory.
+        assert!(parse_raw(&[(DATA, 17, INDIRECT, 0)]).is_err());
+        assert!(parse_raw(&[(DATA, 0, INDIRECT, 0)]).is_err());
+        assert!(parse_raw(&[(4 << 20, 16, INDIRECT, 0)]).is_err());
+        // A table in a table: the memory at DATA is all zeroes but for this.
+        let mut harness = harness();
+        let table = harness.allocate(64);
+        let nested = harness.allocate(64);
+        harness.rings[0].write_descriptor(0, table, 16, INDIRECT, 0);
+        for (at, word) in [(0, nested), (8, 16 | u64::from(INDIRECT) << 32)] {
+            harness
+                .memory
+                .write_obj(word, GuestAddress(table + at))
+                .expect("in memory");
+        }
+        harness.rings[0].offer(0);
+        assert!(parse(&mut harness).is_err());
+    }
+
+    #[test]
+    fn more_descriptors_than_any_driver_may_use_are_refused() {
+        for (count, accepted) in [(MAX_DESCRIPTORS, true), (MAX_DESCRIPTORS + 1, false)] {
+            let mut harness = harness();
+            let table = harness.allocate(64 << 10);
+            let buffers = vec![Buffer::readable(DATA, 1); count];
+            harness.rings[0]
+                .push_indirect(table, &buffers)
+                .expect("room");
+            assert_eq!(parse(&mut harness).is_ok(), accepted);
+        }
+    }
+
+    #[test]
+    fn an_available_index_that_jumps_is_refused() {
+        let mut harness = harness();
+        harness.rings[0].set_available_index(SIZE + 1);
+        assert!(parse(&mut harness).is_err());
+        harness.rings[0].set_available_index(u16::MAX);
+        assert!(parse(&mut harness).is_err());
+    }
+
+    #[test]
+    fn the_available_index_wraps() {
+        let mut harness = harness();
+        for _ in 0..70_000 {
+            harness.rings[0]
+                .push(&[Buffer::writable(DATA, 1)])
+                .expect("room");
+            harness.kick(0).expect("the device works");
+            harness.rings[0].pop_used().expect("an answer");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_the_whole(
+            lens in prop::collection::vec(0..20u32, 1..6),
+            cut in 0..120usize,
+        ) {
+            let mut harness = harness();
+            let total: u32 = lens.iter().sum();
+            let bytes: Vec<u8> = (0..).take(total as usize).collect();
+            let addr = harness.store(&bytes);
+            let mut at = addr;
+            let buffers: Vec<_> = lens.iter().map(|&len| {
+                at += u64::from(len);
+                Buffer::writable(at - u64::from(len), len)
+            }).collect();
+            harness.rings[0].push(&buffers).expect("room");
+            let chain = pop(harness.queues[0].queue(), &harness.memory)
+                .expect("well-formed").expect("a chain");
+            let mut front = chain.writable;
+            let back = front.split_off(cut);
+            let cut = cut.min(bytes.len());
+            prop_assert_eq!(front.len(), cut);
+            prop_assert_eq!(back.is_empty(), cut == bytes.len());
+            let mut found = vec![0; bytes.len() + 1];
+            prop_assert_eq!(front.copy_to(&mut found), cut);
+            prop_assert_eq!(back.copy_to(&mut found[cut..]), bytes.len() - cut);
+            prop_assert_eq!(&found[..bytes.len()], &bytes[..]);
+            // And back into memory.
+            let other: Vec<u8> = bytes.iter().map(|byte| !byte).collect();
+            prop_assert_eq!(front.copy_from(&other), cut);
+            back.fill_zero();
+            let mut expected = other[..cut].to_vec();
+            expected.resize(bytes.len(), 0);
+            prop_assert_eq!(harness.load(addr, bytes.len()), expected);
+        }
+    }
+}

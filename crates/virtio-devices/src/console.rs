@@ -137,3 +137,107 @@ impl VirtioDevice for Console {
         self.turn(memory, queues)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Buffer, Harness};
+    use std::io;
+
+    /// A sink that keeps what it gets, or fails.
+    #[derive(Default)]
+    struct Kept {
+        bytes: Vec<u8>,
+        broken: bool,
+    }
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.broken {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.bytes.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn harness() -> (Harness<Console>, Arc<Mutex<Kept>>) {
+        let kept = Arc::new(Mutex::new(Kept::default()));
+        let sink: Arc<Mutex<dyn Write + Send>> = kept.clone();
+        (Harness::new(Console::new(sink), 64, 8), kept)
+    }
+
+    fn kept(sink: &Mutex<Kept>) -> Vec<u8> {
+        sink.lock().expect("no writer panicked").bytes.clone()
+    }
+
+    #[test]
+    fn output_keeps_its_order() {
+        let (mut harness, sink) = harness();
+        for line in ["one\n", "two\n", "three\n"] {
+            let (start, end) = line.split_at(1);
+            let (start, end) = (
+                harness.store(start.as_bytes()),
+                harness.store(end.as_bytes()),
+            );
+            let rest = u32::try_from(line.len() - 1).expect("small");
+            harness.rings[1]
+                .push(&[Buffer::readable(start, 1), Buffer::readable(end, rest)])
+                .expect("room");
+        }
+        harness.run(1).expect("the device works");
+        assert_eq!(kept(&sink), b"one\ntwo\nthree\n");
+        assert_eq!(harness.rings[1].pop_used().map(|(_, len)| len), Some(0));
+    }
+
+    #[test]
+    fn a_huge_chain_is_cut() {
+        let (mut harness, sink) = harness();
+        let addr = harness.allocate(3 << 20);
+        harness.rings[1]
+            .push(&[Buffer::readable(addr, 3 << 20)])
+            .expect("room");
+        harness.run(1).expect("the device works");
+        assert_eq!(kept(&sink).len(), MAX_BYTES_PER_CHAIN);
+    }
+
+    #[test]
+    fn a_sink_that_fails_stops_nothing() {
+        let (mut harness, sink) = harness();
+        sink.lock().expect("no writer panicked").broken = true;
+        let addr = harness.store(b"lost");
+        harness.rings[1]
+            .push(&[Buffer::readable(addr, 4)])
+            .expect("room");
+        harness.run(1).expect("the device works");
+        assert!(harness.rings[1].pop_used().is_some());
+    }
+
+    #[test]
+    fn input_buffers_are_kept_for_ever() {
+        let (mut harness, _) = harness();
+        let addr = harness.allocate(64);
+        harness.rings[0]
+            .push(&[Buffer::writable(addr, 64)])
+            .expect("room");
+        harness.run(0).expect("the device works");
+        assert!(harness.rings[0].pop_used().is_none());
+    }
+
+    #[test]
+    fn one_interrupt_serves_many_lines() {
+        let (mut harness, _) = harness();
+        let addr = harness.store(b"x");
+        for _ in 0..50 {
+            harness.rings[1]
+                .push(&[Buffer::readable(addr, 1)])
+                .expect("room");
+        }
+        harness.run(1).expect("the device works");
+        assert_eq!(harness.queues[1].signals, 1);
+    }
+}

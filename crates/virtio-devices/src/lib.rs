@@ -20,6 +20,9 @@ pub mod testing;
 mod vsock;
 mod wakeup;
 
+#[cfg(test)]
+mod hostile_tests;
+
 pub use block::{BayError, BayHandle, DiskBay, Extent, NamedExtent};
 pub use console::Console;
 pub use device::{DeviceError, Queues, VirtQueue, VirtioDevice};

@@ -128,3 +128,57 @@ impl VirtioDevice for Rng {
         self.turn(memory, queues)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Buffer, Harness};
+
+    fn harness() -> Harness<Rng> {
+        Harness::new(Rng::new().expect("a device"), 64, 4)
+    }
+
+    #[test]
+    fn fills_what_the_driver_offers() {
+        let mut harness = harness();
+        let first = harness.allocate(5000);
+        let second = harness.allocate(300);
+        harness.rings[0]
+            .push(&[Buffer::writable(first, 5000), Buffer::writable(second, 300)])
+            .expect("room");
+        harness.run(0).expect("the device works");
+        assert_eq!(harness.rings[0].pop_used().map(|(_, len)| len), Some(5300));
+        // Of 64 random bytes not all are the zeroes that were there.
+        for addr in [first, first + 4936, second, second + 236] {
+            assert_ne!(harness.load(addr, 64), [0; 64]);
+        }
+        assert_eq!(harness.load(second + 300, 8), [0; 8]);
+    }
+
+    #[test]
+    fn a_huge_buffer_gets_a_part() {
+        let mut harness = harness();
+        let addr = harness.allocate(1 << 20);
+        harness.rings[0]
+            .push(&[Buffer::writable(addr, 1 << 20)])
+            .expect("room");
+        harness.run(0).expect("the device works");
+        assert_eq!(
+            harness.rings[0].pop_used().map(|(_, len)| len),
+            Some(64 << 10)
+        );
+        assert_eq!(harness.load(addr + (64 << 10), 64), [0; 64]);
+    }
+
+    #[test]
+    fn a_chain_without_room_gets_nothing() {
+        let mut harness = harness();
+        let addr = harness.store(&[1; 64]);
+        harness.rings[0]
+            .push(&[Buffer::readable(addr, 64)])
+            .expect("room");
+        harness.run(0).expect("the device works");
+        assert_eq!(harness.rings[0].pop_used().map(|(_, len)| len), Some(0));
+        assert_eq!(harness.load(addr, 64), [1; 64]);
+    }
+}
