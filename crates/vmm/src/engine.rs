@@ -1,12 +1,15 @@
 //! An engine runs a guest: our own VMM on KVM, or QEMU below our device back
 //! ends. The rest of the process knows only this file's types.
 
+pub(crate) mod kvm;
+pub(crate) mod qemu;
+
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use virtio_devices::VirtioDevice;
-use vm_spec::proto::VmExit;
+use vm_spec::proto::{Engine, VmExit};
 
 /// Everything an engine needs to boot one guest.
 pub(crate) struct Machine {
@@ -41,4 +44,16 @@ pub(crate) trait RunningVm: Send {
     fn kill(&mut self);
     /// Process that the engine runs beside this one (QEMU).
     fn child_pid(&self) -> Option<u32>;
+}
+
+/// Boots a guest on an engine.
+///
+/// # Errors
+/// What the engine says about why the guest cannot run. Nothing is left of it.
+pub(crate) fn boot(engine: Engine, machine: Machine) -> anyhow::Result<Box<dyn RunningVm>> {
+    match engine {
+        Engine::Kvm => kvm::boot(machine),
+        Engine::Qemu => qemu::boot(machine),
+        Engine::Unspecified => anyhow::bail!("the request names no engine"),
+    }
 }

@@ -1,0 +1,187 @@
+//! QEMU's command line: a microvm machine with nothing in it but our devices.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The program.
+const PROGRAM: &str = "qemu-system-x86_64";
+/// What to do where it is missing.
+pub(super) const INSTALL: &str = "install it with: apt-get install qemu-system-x86";
+
+/// Kernel parameters that this machine needs: its console; reset by triple
+/// fault, as there is neither keyboard controller nor ACPI; a panic resets at
+/// once (QEMU exits then, see `-no-reboot`).
+const CMDLINE: &str = "console=hvc0 reboot=t panic=-1 i8042.nokbd i8042.noaux";
+
+/// Virtio device types (virtio 1.2, 5).
+mod device_type {
+    pub(super) const BLOCK: u32 = 2;
+    pub(super) const ENTROPY: u32 = 4;
+    pub(super) const SOCKET: u32 = 19;
+}
+
+/// How QEMU carries a kind of device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frontend {
+    /// QEMU's `-device`, with its properties.
+    pub(super) device: &'static str,
+    /// Queues that it serves by vhost-user; others it keeps to itself.
+    pub(super) queues: usize,
+}
+
+/// QEMU's counterpart of a back end; `None` if it has none.
+pub(super) fn frontend(device_type: u32) -> Option<Frontend> {
+    Some(match device_type {
+        device_type::BLOCK => Frontend {
+            device: "vhost-user-blk-device,num-queues=1,queue-size=256",
+            queues: 1,
+        },
+        // The event queue is QEMU's own.
+        device_type::SOCKET => Frontend {
+            device: "vhost-user-vsock-device",
+            queues: 2,
+        },
+        device_type::ENTROPY => Frontend {
+            device: "vhost-user-rng-device",
+            queues: 1,
+        },
+        _ => return None,
+    })
+}
+
+/// Descriptors by number, as QEMU inherits them.
+pub(super) struct Descriptors {
+    pub(super) kernel: i32,
+    pub(super) initramfs: i32,
+    pub(super) qmp: i32,
+    pub(super) console: i32,
+    /// One for each device, in the order in which the guest finds them.
+    pub(super) devices: Vec<(Frontend, i32)>,
+}
+
+/// The size of the machine.
+pub(super) struct Size<'a> {
+    pub(super) vcpus: u32,
+    pub(super) memory_mib: u64,
+    pub(super) extra_cmdline: &'a str,
+}
+
+/// The command that runs the machine.
+pub(super) fn build(program: &Path, size: &Size<'_>, fds: &Descriptors) -> Command {
+    let mut command = Command::new(program);
+    // Nothing of this process's environment is QEMU's affair.
+    command.env_clear();
+    let memory = size.memory_mib;
+    let mut cmdline = CMDLINE.to_owned();
+    if !size.extra_cmdline.is_empty() {
+        // Writing to a string cannot fail.
+        let _ = write!(cmdline, " {}", size.extra_cmdline);
+    }
+    command
+        .args(["-nodefaults", "-no-user-config", "-no-reboot"])
+        .args(["-display", "none"])
+        .args([
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        ])
+        .args(["-accel", "tcg,thread=multi"])
+        .args([
+            "-M",
+            "microvm,acpi=off,rtc=off,isa-serial=off,auto-kernel-cmdline=on,memory-backend=mem",
+        ])
+        // QEMU 7.2 offers 5-level paging and then hangs in it.
+        .args(["-cpu", "max,-la57"])
+        .args(["-smp", &size.vcpus.to_string()])
+        .args(["-m", &format!("{memory}M")])
+        // Shared with the back ends.
+        .args([
+            "-object",
+            &format!("memory-backend-memfd,id=mem,share=on,size={memory}M"),
+        ])
+        // vhost-user needs virtio 1; the back ends know no reset of one queue.
+        .args(["-global", "virtio-mmio.force-legacy=false"])
+        .args(["-global", "virtio-device.queue_reset=off"])
+        .args(["-kernel", &format!("/proc/self/fd/{}", fds.kernel)])
+        .args(["-initrd", &format!("/proc/self/fd/{}", fds.initramfs)])
+        .args(["-append", &cmdline])
+        .args(["-chardev", &format!("socket,id=qmp,fd={}", fds.qmp)])
+        .args(["-mon", "chardev=qmp,mode=control"]);
+    // The guest finds the devices in this order: the first block device is vda.
+    for (index, (frontend, fd)) in fds.devices.iter().enumerate() {
+        command
+            .args(["-chardev", &format!("socket,id=vu{index},fd={fd}")])
+            .args(["-device", &format!("{},chardev=vu{index}", frontend.device)]);
+    }
+    command
+        .args(["-chardev", &format!("socket,id=log,fd={}", fds.console)])
+        .args(["-device", "virtio-serial-device,max_ports=1"])
+        .args(["-device", "virtconsole,chardev=log"]);
+    command
+}
+
+/// Where QEMU is installed, by this process's PATH.
+pub(super) fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .filter(|dir| dir.is_absolute())
+        .map(|dir| dir.join(PROGRAM))
+        .find(|program| is_executable(program))
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(extra_cmdline: &str) -> Vec<String> {
+        let size = Size {
+            vcpus: 2,
+            memory_mib: 256,
+            extra_cmdline,
+        };
+        let fds = Descriptors {
+            kernel: 5,
+            initramfs: 6,
+            qmp: 7,
+            console: 8,
+            devices: vec![(frontend(2).unwrap(), 9), (frontend(19).unwrap(), 10)],
+        };
+        build(Path::new("qemu"), &size, &fds)
+            .get_args()
+            .map(|arg| arg.to_str().unwrap().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn devices_keep_their_order_and_the_console_is_last() {
+        let devices: Vec<String> = args("")
+            .windows(2)
+            .filter(|pair| pair[0] == "-device")
+            .map(|pair| pair[1].split(',').next().unwrap().to_owned())
+            .collect();
+        let expected = [
+            "vhost-user-blk-device",
+            "vhost-user-vsock-device",
+            "virtio-serial-device",
+            "virtconsole",
+        ];
+        assert_eq!(devices, expected);
+    }
+
+    #[test]
+    fn extra_command_line_is_one_argument_after_the_engine_s_own() {
+        let args = args("quiet -device evil");
+        let at = args.iter().position(|arg| arg == "-append").unwrap();
+        assert!(args[at + 1].ends_with(" quiet -device evil"));
+        assert!(args[at + 1].starts_with(CMDLINE));
+    }
+
+    #[test]
+    fn device_that_qemu_lacks_has_no_frontend() {
+        assert_eq!(frontend(63), None);
+    }
+}

@@ -1,0 +1,316 @@
+//! The thread that copies one container's output into its log file.
+//!
+//! Both streams are read as they come, so records stand in the order of their
+//! arrival. Each record is one write(2) of a file opened for appending.
+//!
+//! A file that cannot be written (a full disk) loses nothing: the error stands
+//! in the status, the copier tries again every second and reads no more, so the
+//! container's own writes block in the end, and only its own.
+
+use super::cri_format::Splitter;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+use vm_spec::proto::LogStatus;
+
+/// Bytes read at once.
+const PIECE: usize = 32 << 10;
+/// Time between attempts to write a file that fails.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// One container's log.
+#[derive(Debug)]
+pub(super) struct ContainerLog {
+    state: Mutex<State>,
+    /// `drained`, `cancelled` or `file` changed.
+    changed: Condvar,
+    /// Readable once it is cancelled.
+    cancel: OwnedFd,
+}
+
+#[derive(Debug)]
+struct State {
+    file: Arc<File>,
+    drained: bool,
+    cancelled: bool,
+    error: String,
+    bytes: u64,
+}
+
+impl ContainerLog {
+    /// Starts copying `streams`, each with its name, into `file`.
+    pub(super) fn start(
+        file: File,
+        streams: Vec<(&'static str, UnixStream)>,
+    ) -> io::Result<Arc<Self>> {
+        let log = Arc::new(Self {
+            state: Mutex::new(State {
+                file: Arc::new(file),
+                drained: false,
+                cancelled: false,
+                error: String::new(),
+                bytes: 0,
+            }),
+            changed: Condvar::new(),
+            cancel: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        });
+        let copier = log.clone();
+        std::thread::Builder::new()
+            .name("log".into())
+            .spawn(move || {
+                copier.copy(streams);
+                copier.lock().drained = true;
+                copier.changed.notify_all();
+            })?;
+        Ok(log)
+    }
+
+    /// Goes on in another file, for instance after a rotation.
+    pub(super) fn switch_file(&self, file: File) {
+        self.lock().file = Arc::new(file);
+        self.changed.notify_all();
+    }
+
+    /// Ends the copying; what was not read is lost.
+    pub(super) fn cancel(&self) {
+        self.lock().cancelled = true;
+        self.changed.notify_all();
+        // An eventfd takes this unless it is readable already.
+        let _ = rustix::io::write(&self.cancel, &1u64.to_ne_bytes());
+    }
+
+    /// Its state now.
+    pub(super) fn status(&self, container_id: &str) -> LogStatus {
+        let state = self.lock();
+        LogStatus {
+            container_id: container_id.to_owned(),
+            drained: state.drained,
+            error: state.error.clone(),
+            bytes: state.bytes,
+        }
+    }
+
+    /// Waits until it is drained or `deadline` has passed.
+    pub(super) fn wait_drained(&self, deadline: Instant) {
+        let state = self.lock();
+        let left = deadline.saturating_duration_since(Instant::now());
+        drop(
+            self.changed
+                .wait_timeout_while(state, left, |state| !state.drained),
+        );
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads until all streams have ended.
+    fn copy(&self, streams: Vec<(&'static str, UnixStream)>) {
+        let mut streams: Vec<(Splitter, UnixStream)> = streams
+            .into_iter()
+            .map(|(name, stream)| (Splitter::new(name), stream))
+            .collect();
+        let mut piece = vec![0; PIECE];
+        while !streams.is_empty() {
+            let Some(ready) = self.wait_readable(&streams) else {
+                return;
+            };
+            let mut ended = Vec::new();
+            for index in ready {
+                let (splitter, stream) = &mut streams[index];
+                let mut emit = |record: &[u8], content| self.write_record(record, content);
+                let now = SystemTime::now();
+                let goes_on = match stream.read(&mut piece) {
+                    Ok(got) if got > 0 => splitter.push(&piece[..got], now, &mut emit),
+                    Err(e) if is_transient(&e) => true,
+                    // An error means that the vsock is gone with its guest: as
+                    // good as the end.
+                    Ok(_) | Err(_) => {
+                        ended.push(index);
+                        splitter.finish(now, &mut emit)
+                    }
+                };
+                if !goes_on {
+                    return;
+                }
+            }
+            for index in ended.into_iter().rev() {
+                streams.remove(index);
+            }
+        }
+    }
+
+    /// Waits for bytes; the indices of the streams that have some, or `None`
+    /// once it is cancelled.
+    fn wait_readable(&self, streams: &[(Splitter, UnixStream)]) -> Option<Vec<usize>> {
+        let mut fds: Vec<PollFd<'_>> = streams
+            .iter()
+            .map(|(_, stream)| PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN))
+            .collect();
+        fds.push(PollFd::from_borrowed_fd(self.cancel.as_fd(), PollFlags::IN));
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                self.lock().error = format!("the streams cannot be waited for: {error}");
+                return None;
+            }
+        }
+        if !fds[streams.len()].revents().is_empty() {
+            return None;
+        }
+        let ready = fds[..streams.len()]
+            .iter()
+            .enumerate()
+            .filter(|(_, fd)| !fd.revents().is_empty());
+        Some(ready.map(|(index, _)| index).collect())
+    }
+
+    /// Writes a record, however long it takes; false if it is cancelled.
+    fn write_record(&self, record: &[u8], content: usize) -> bool {
+        let mut file = self.lock().file.clone();
+        let mut rest = record;
+        while !rest.is_empty() {
+            let error = match (&*file).write(rest) {
+                Ok(written) if written > 0 => {
+                    rest = &rest[written..];
+                    continue;
+                }
+                Ok(_) => io::ErrorKind::WriteZero.into(),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => e,
+            };
+            let mut state = self.lock();
+            state.error = format!("the log file cannot be written: {error}");
+            let (state, _) = self
+                .changed
+                .wait_timeout_while(state, RETRY, |state| {
+                    !state.cancelled && Arc::ptr_eq(&state.file, &file)
+                })
+                .unwrap_or_else(PoisonError::into_inner);
+            if state.cancelled {
+                return false;
+            }
+            if !Arc::ptr_eq(&state.file, &file) {
+                // A new file starts with a whole record.
+                file = state.file.clone();
+                rest = record;
+            }
+        }
+        let mut state = self.lock();
+        state.error.clear();
+        state.bytes += content as u64;
+        true
+    }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (UnixStream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        (ours, theirs)
+    }
+
+    fn append(path: &std::path::Path) -> File {
+        File::options()
+            .create(true)
+            .append(true)
+            .open(path)
+            .unwrap()
+    }
+
+    fn contents(path: &std::path::Path) -> Vec<String> {
+        std::fs::read_to_string(path)
+            .unwrap()
+            .lines()
+            .map(|line| line.split_once(' ').unwrap().1.to_owned())
+            .collect()
+    }
+
+    fn far() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn both_streams_end_up_in_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let (mut out, out_theirs) = pair();
+        let (mut err, err_theirs) = pair();
+        let log = ContainerLog::start(
+            append(&path),
+            vec![("stdout", out_theirs), ("stderr", err_theirs)],
+        )
+        .unwrap();
+        out.write_all(b"to out\nrest").unwrap();
+        drop(out);
+        err.write_all(b"to err\n").unwrap();
+        assert!(!log.status("c").drained);
+        drop(err);
+        log.wait_drained(far());
+        let status = log.status("c");
+        assert!(status.drained && status.error.is_empty());
+        assert_eq!(status.bytes, 18);
+        let mut got = contents(&path);
+        got.sort();
+        assert_eq!(got, ["stderr F to err", "stdout F to out", "stdout P rest"]);
+    }
+
+    #[test]
+    fn full_disk_is_reported_and_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let (mut out, theirs) = pair();
+        let full = File::options().append(true).open("/dev/full").unwrap();
+        let log = ContainerLog::start(full, vec![("stdout", theirs)]).unwrap();
+        out.write_all(b"precious\n").unwrap();
+        drop(out);
+        while log.status("c").error.is_empty() {
+            std::thread::yield_now();
+        }
+        let status = log.status("c");
+        assert!(status.error.contains("No space left"), "{}", status.error);
+        assert!(!status.drained);
+        log.switch_file(append(&path));
+        log.wait_drained(far());
+        assert_eq!(contents(&path), ["stdout F precious"]);
+        assert!(log.status("c").error.is_empty());
+    }
+
+    #[test]
+    fn cancelling_ends_a_blocked_copier() {
+        let (mut out, theirs) = pair();
+        let full = File::options().append(true).open("/dev/full").unwrap();
+        let log = ContainerLog::start(full, vec![("stdout", theirs)]).unwrap();
+        out.write_all(b"x\n").unwrap();
+        while log.status("c").error.is_empty() {
+            std::thread::yield_now();
+        }
+        log.cancel();
+        log.wait_drained(far());
+        assert!(log.status("c").drained);
+    }
+
+    #[test]
+    fn cancelling_ends_a_copier_that_waits_for_output() {
+        let (_out, theirs) = pair();
+        let file = File::options().append(true).open("/dev/null").unwrap();
+        let log = ContainerLog::start(file, vec![("stdout", theirs)]).unwrap();
+        log.cancel();
+        log.wait_drained(far());
+        assert!(log.status("c").drained);
+    }
+}
