@@ -408,7 +408,7 @@ impl Server {
                 *slot = Slot::Ended;
                 Err(AgentError::Precondition {
                     problem: format!("{name} of container {id} has ended"),
-                    remedy: "",
+                    remedy: "what was sent before is not kept",
                 })
             }
         }

@@ -7,8 +7,10 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Bytes copied at once, and most that a link keeps.
-pub(crate) const CHUNK: usize = 64 << 10;
+/// Bytes copied at once, and most that a link keeps. Below 32 KiB the kernel's
+/// vsock makes one piece of it; larger packets are scattered over many
+/// descriptors, which not every device takes.
+pub(crate) const CHUNK: usize = 28 << 10;
 /// Chunks copied before other work gets its turn.
 const TURNS: usize = 16;
 
