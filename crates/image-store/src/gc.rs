@@ -1,0 +1,216 @@
+//! Leases, removal, and the collection of files that nothing needs.
+
+use std::collections::HashSet;
+
+use crate::{
+    Digest, ImageError, ImageStore, Removed,
+    blobs::Kind,
+    record::{ImageRecord, LeaseRecord},
+};
+
+impl ImageStore {
+    /// Notes that `owner` (the id of a container or pod) uses the image; it
+    /// cannot be deleted until [`ImageStore::release`]. Kept across restarts;
+    /// an owner may use several images.
+    ///
+    /// # Errors
+    /// If there is no such image, or the record cannot be written.
+    pub fn lease(&self, image: &Digest, owner: &str) -> Result<(), ImageError> {
+        let _changes = self.lock_changes();
+        let tables = &self.inner.tables;
+        tables.state.transaction(|tx| {
+            if tx.get(&tables.images, &image.to_string())?.is_none() {
+                return Err(ImageError::NotFound {
+                    name: image.to_string(),
+                });
+            }
+            let mut lease = tx.get(&tables.leases, owner)?.unwrap_or_default();
+            lease.images.insert(*image);
+            Ok(tx.put(&tables.leases, owner, &lease)?)
+        })
+    }
+
+    /// Ends all leases of `owner`; one without leases is no error. An image
+    /// that lost its last name while in use goes with its last lease.
+    ///
+    /// # Errors
+    /// If the records or files cannot be changed.
+    pub fn release(&self, owner: &str) -> Result<(), ImageError> {
+        let changes = self.lock_changes();
+        let tables = &self.inner.tables;
+        let deleted = tables.state.transaction::<_, ImageError>(|tx| {
+            let released = tx.get(&tables.leases, owner)?.unwrap_or_default();
+            tx.remove(&tables.leases, owner)?;
+            let leases = tx.list(&tables.leases)?;
+            let mut deleted = false;
+            for id in released.images {
+                let key = id.to_string();
+                let unwanted = tx
+                    .get(&tables.images, &key)?
+                    .is_some_and(|record| record.delete_when_free);
+                if unwanted && owners(&leases, &id).is_empty() {
+                    tx.remove(&tables.images, &key)?;
+                    deleted = true;
+                }
+            }
+            Ok(deleted)
+        })?;
+        drop(changes);
+        if deleted { self.gc() } else { Ok(()) }
+    }
+
+    /// Owners with leases, sorted; for the owner to drop those it forgot.
+    ///
+    /// # Errors
+    /// If the records cannot be read.
+    pub fn lease_owners(&self) -> Result<Vec<String>, ImageError> {
+        Ok(self
+            .inner
+            .tables
+            .leases
+            .list()?
+            .into_iter()
+            .map(|(owner, _)| owner)
+            .collect())
+    }
+
+    /// Removes a name, and with the last name the image; or, given an id, the
+    /// image with all its names. An image in use keeps its data until it is
+    /// released, and cannot be removed by its id.
+    ///
+    /// # Errors
+    /// [`ImageError::NotFound`], [`ImageError::InUse`], or a failure to change
+    /// records and files.
+    pub fn remove(&self, name: &str) -> Result<Removed, ImageError> {
+        let changes = self.lock_changes();
+        let (id, name_key) = self.find(name)?.ok_or_else(|| ImageError::NotFound {
+            name: name.to_owned(),
+        })?;
+        let tables = &self.inner.tables;
+        let removed = tables.state.transaction::<_, ImageError>(|tx| {
+            let leases = tx.list(&tables.leases)?;
+            let users = owners(&leases, &id);
+            let all: Vec<_> = tx
+                .list(&tables.names)?
+                .into_iter()
+                .filter(|(_, record)| record.image == id)
+                .map(|(key, _)| key)
+                .collect();
+            let untagged = match name_key {
+                // A digest says what the tag of the same repository brought, so
+                // it goes with the last tag.
+                Some(key)
+                    if all
+                        .iter()
+                        .any(|other| *other != key && !other.contains('@')) =>
+                {
+                    vec![key]
+                }
+                Some(_) => all.clone(),
+                None if !users.is_empty() => return Err(ImageError::InUse { id, owners: users }),
+                None => all.clone(),
+            };
+            for key in &untagged {
+                tx.remove(&tables.names, key)?;
+            }
+            let mut removed = Removed {
+                untagged,
+                deleted: None,
+            };
+            if removed.untagged.len() < all.len() {
+                return Ok(removed);
+            }
+            let image_key = id.to_string();
+            if users.is_empty() {
+                tx.remove(&tables.images, &image_key)?;
+                removed.deleted = Some(id);
+            } else if let Some(record) = tx.get(&tables.images, &image_key)? {
+                let record = ImageRecord {
+                    delete_when_free: true,
+                    ..record
+                };
+                tx.put(&tables.images, &image_key, &record)?;
+            }
+            Ok(removed)
+        })?;
+        drop(changes);
+        if removed.deleted.is_some() {
+            self.gc()?;
+        }
+        Ok(removed)
+    }
+
+    /// Removes files that no record needs and no work in progress uses.
+    ///
+    /// # Errors
+    /// If the records cannot be read or a file cannot be removed.
+    pub fn gc(&self) -> Result<(), ImageError> {
+        let _changes = self.lock_changes();
+        let mut needed = HashSet::new();
+        for (_, record) in self.inner.tables.images.list()? {
+            needed.insert((Kind::Rootfs, record.chain_id));
+            let blobs = record.documents.iter().chain(&record.layers);
+            needed.extend(blobs.map(|digest| (Kind::Blob, *digest)));
+        }
+        let files = self.files()?;
+        self.with_pinned(|pinned| {
+            for (kind, digest, _) in files {
+                if !needed.contains(&(kind, digest)) && !pinned.contains(&digest) {
+                    tracing::debug!(?kind, %digest, "removing a file that nothing needs");
+                    self.inner.dirs.remove(kind, &digest)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Drops records whose file system is gone, with a warning, and layers
+    /// that are gone from the others.
+    pub(crate) fn drop_broken_records(&self) -> Result<(), ImageError> {
+        let present: HashSet<_> = self
+            .files()?
+            .into_iter()
+            .map(|(kind, digest, _)| (kind, digest))
+            .collect();
+        let tables = &self.inner.tables;
+        tables.state.transaction(|tx| {
+            for (key, mut record) in tx.list(&tables.images)? {
+                let has_documents = record
+                    .documents
+                    .iter()
+                    .all(|d| present.contains(&(Kind::Blob, *d)));
+                if !has_documents || !present.contains(&(Kind::Rootfs, record.chain_id)) {
+                    tracing::warn!(
+                        image = key,
+                        "files of the image are gone; pull or import it again"
+                    );
+                    tx.remove(&tables.images, &key)?;
+                    for (name, _) in tx
+                        .list(&tables.names)?
+                        .iter()
+                        .filter(|(_, name)| name.image == record.id)
+                    {
+                        tx.remove(&tables.names, name)?;
+                    }
+                    continue;
+                }
+                let before = record.layers.len();
+                record
+                    .layers
+                    .retain(|layer| present.contains(&(Kind::Blob, *layer)));
+                if record.layers.len() < before {
+                    tx.put(&tables.images, &key, &record)?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn owners(leases: &[(String, LeaseRecord)], image: &Digest) -> Vec<String> {
+    leases
+        .iter()
+        .filter(|(_, lease)| lease.images.contains(image))
+        .map(|(owner, _)| owner.clone())
+        .collect()
+}
