@@ -191,7 +191,7 @@ fn fnv(bytes: &[u8]) -> u64 {
 #[test]
 fn guest_with_two_vcpus_computes_reads_and_resets() {
     let content: Vec<u8> = (0..262_144u32)
-        .map(|i| (i.wrapping_mul(i) >> 7) as u8)
+        .map(|i| i.wrapping_mul(i).to_be_bytes()[2])
         .collect();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&content).unwrap();
@@ -221,7 +221,9 @@ fn panic_is_told_with_its_line() {
         "{exit:?}\n{}",
         guest.log()
     );
-    assert!(exit.message.contains("Attempted to kill init"), "{exit:?}");
+    let words = "Attempted to kill init! exitcode=0x00000700";
+    assert!(exit.message.contains(words), "{exit:?}");
+    assert!(guest.log().contains("init runs"), "{}", guest.log());
 }
 
 #[test]

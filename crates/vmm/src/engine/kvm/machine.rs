@@ -248,7 +248,7 @@ impl Guest {
         let cause = causes
             .recv()
             .unwrap_or_else(|_| Cause::Failure("every vCPU's thread ended".into()));
-        let spoke = self.console.is_active();
+        let spoke = self.console.was_active();
         drop(self.started);
         drop(self.console);
         drop(self.vm);

@@ -36,10 +36,9 @@ const KVM_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 /// hashing needs vector registers for (ssse3: BLAKE2s and ChaCha, sse4_2:
 /// CRC-32C; AVX itself must stay, or user registers would not be saved);
 /// mitigations and page table isolation, which protect a hardware that is not
-/// there (with isolation, user page tables would lack the system call page);
-/// five page table levels.
+/// there (with isolation, user page tables would lack the system call page).
 const CMDLINE: &str = "clearcpuid=invpcid,smap,pcid,rdrand,rdseed,ssse3,sse4_2,pclmulqdq \
-     nopti mitigations=off no5lvl";
+     nopti mitigations=off";
 
 /// What this module cannot do.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +65,7 @@ pub(super) enum SoftError {
     #[error("cannot write the system call page")]
     Write(#[from] vm_memory::GuestMemoryError),
     /// The guest uses five-level paging.
-    #[error("the guest uses five page table levels: boot it with no5lvl")]
+    #[error("the guest kernel uses five page table levels, which needs hardware virtualization")]
     FiveLevels,
     /// CR3 names no RAM.
     #[error("the guest's page tables at {0:#x} lie outside of its memory")]

@@ -7,8 +7,8 @@
 //! [`SYSCALL_DOOR`], which exits to us; we do the rest of SYSCALL.
 //!
 //! The page lies in a memory slot of its own, with page tables that hang it
-//! into a top-level slot that Linux leaves to hypervisors; every process has
-//! the kernel's upper half, so every process has the page.
+//! into a top-level slot that the kernel does not use; every process gets the
+//! kernel's slots, so every process has the page.
 
 use kvm_bindings::{KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER};
 use kvm_bindings::{Msrs, kvm_enable_cap, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
@@ -34,9 +34,10 @@ const CODE_BYTES: [u8; 9] = [0xc6, 0x05, 0xf9, 0x0f, 0, 0, 0, 0x0f, 0x0b];
 
 /// Present, writable, user, accessed, dirty.
 const USER_ENTRY: u64 = 0x67;
-/// Top-level slots of the hole that Linux leaves to hypervisors
-/// (Documentation/arch/x86/x86_64/mm.rst).
-const SPARE_SLOTS: std::ops::Range<u64> = 256..272;
+/// Top-level slots of the kernel's half that Linux uses for KASAN's shadow
+/// memory only (Documentation/arch/x86/x86_64/mm.rst). They are above the
+/// direct mapping: those below it are not copied into processes' tables.
+const SPARE_SLOTS: std::ops::Range<u64> = 472..504;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const CR4_LA57: u64 = 1 << 12;
 
@@ -234,12 +235,12 @@ mod tests {
         };
         let taken = 0x1234_5063u64;
         memory
-            .write_obj(taken, GuestAddress(0x5000 + 256 * 8))
+            .write_obj(taken, GuestAddress(0x5000 + 472 * 8))
             .unwrap();
         let address = trampoline().hook(&memory, &sregs).unwrap();
-        assert_eq!(address, 0xffff_8080_0000_0000);
+        assert_eq!(address, 0xffff_ec80_0000_0000);
         assert_eq!(trampoline().hook(&memory, &sregs).unwrap(), address);
-        let kept: u64 = memory.read_obj(GuestAddress(0x5000 + 256 * 8)).unwrap();
+        let kept: u64 = memory.read_obj(GuestAddress(0x5000 + 472 * 8)).unwrap();
         assert_eq!(kept, taken);
     }
 

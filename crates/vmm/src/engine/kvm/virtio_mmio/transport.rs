@@ -40,6 +40,7 @@ pub(super) struct Inner {
     queue_sel: u32,
     /// The driver is ready and the device not broken.
     pub(super) active: bool,
+    was_active: bool,
     /// The device's thread is to end.
     pub(super) stop: bool,
 }
@@ -122,6 +123,7 @@ impl Transport {
                 driver_features: 0,
                 queue_sel: 0,
                 active: false,
+                was_active: false,
                 stop: false,
             }),
         })
@@ -142,9 +144,9 @@ impl Transport {
         &self.bells
     }
 
-    /// Whether a driver of the guest uses the device.
-    pub(crate) fn is_active(&self) -> bool {
-        self.lock().active
+    /// Whether a driver of the guest ever used the device.
+    pub(crate) fn was_active(&self) -> bool {
+        self.lock().was_active
     }
 
     /// Ends the device's thread.
@@ -317,6 +319,7 @@ impl Transport {
             let features = inner.driver_features;
             inner.device.activate(features);
             inner.active = true;
+            inner.was_active = true;
             self.wake();
         }
         inner.status = accepted;
