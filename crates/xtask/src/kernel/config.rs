@@ -112,10 +112,9 @@ fn parse_line(line: &str) -> anyhow::Result<Option<(String, String)>> {
     if let Some(name) = line
         .strip_prefix("# ")
         .and_then(|l| l.strip_suffix(" is not set"))
+        && is_option(name)
     {
-        if is_option(name) {
-            return Ok(Some((name.to_owned(), "n".to_owned())));
-        }
+        return Ok(Some((name.to_owned(), "n".to_owned())));
     }
     if line.is_empty() || line.starts_with('#') {
         return Ok(None);
