@@ -1,1 +1,36 @@
-//! pod-engine (see ARCHITECTURE.md).
+//! The kubelet's part: a `v1.Pod` in, its containers run in a micro-VM, its
+//! status out. Drives the `sandbox` crate; knows no VM, wire or gRPC.
+//!
+//! [`PodEngine`] is the whole of it: [`PodEngine::run_pod`] checks a manifest
+//! ([`manifest`]), sizes its VM ([`sizing`]) and records the pod; a task per pod
+//! (`pod_task`) then does what a pure state machine (`state`) says is next.
+//! [`PodEngine::watch`] shows every change; [`PodEngine::log_files`] says where
+//! the output lies.
+//!
+//! A pod is recorded before anything of it is made, and each instance of a
+//! container before it is begun: a daemon that was killed goes on from there,
+//! and healthy containers notice nothing.
+//!
+//! Locks: the list of pods, then a pod's record; neither is held over an await.
+
+mod backoff;
+mod capabilities;
+mod cell;
+mod container_task;
+mod engine;
+mod error;
+mod expand;
+mod images;
+pub mod manifest;
+mod merge;
+mod observe;
+mod plan;
+mod pod_task;
+mod record;
+pub mod sizing;
+mod state;
+
+pub use backoff::Backoff;
+pub use engine::{Config, LogFile, LogFiles, PodEngine};
+pub use error::{EngineError, ErrorKind};
+pub use record::{ContainerState, ContainerStatus, Phase, Pod, Stage, Vm};

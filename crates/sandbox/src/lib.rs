@@ -1,1 +1,335 @@
-//! sandbox (see ARCHITECTURE.md).
+//! The life of sandboxes (micro-VMs) and their containers on a host.
+//!
+//! Shaped so that a CRI server and our own pod engine can both drive it; knows
+//! neither of them, nor KVM. [`Sandboxes`] is the whole of it:
+//!
+//! | call | what it does |
+//! |------|--------------|
+//! | [`Sandboxes::open`] | recovers what the records know: adopts running VMs, undoes half-made ones |
+//! | [`Sandboxes::run_sandbox`] | scratch disk, VMM, boot, agent, set-up; all or nothing |
+//! | [`Sandboxes::create_container`] | image leased and attached, made by the agent |
+//! | [`Sandboxes::start_container`] | log attached, started |
+//! | [`Sandboxes::stop_container`] | signal, grace, SIGKILL; returns when the exit is recorded |
+//! | [`Sandboxes::remove_container`] | kills it if need be, frees all it used |
+//! | [`Sandboxes::stop_sandbox`] | ends the VM; logs and records stay |
+//! | [`Sandboxes::remove_sandbox`] | everything, the record last |
+//! | [`Sandboxes::subscribe`] | every change of a state, numbered |
+//!
+//! Stops and removals are idempotent. Work goes on when its caller goes away: a
+//! dropped future cancels nothing, [`Sandboxes::stop_sandbox`] does.
+//!
+//! A resource is put on its record's undo stack before it is made (`record`,
+//! `undo`), so a daemon that is killed leaves nothing unknown behind. One watcher
+//! per VM (`watch`) records exits and the VM's end. Lock order: `registry`.
+
+mod clock;
+mod config;
+mod container;
+mod death;
+mod error;
+mod events;
+mod guest;
+mod images;
+mod live;
+mod orphans;
+mod process_end;
+mod record;
+mod recorded;
+mod recover;
+mod registry;
+mod remove;
+mod run;
+mod scratch;
+mod spec;
+mod stop;
+mod undo;
+mod vm_plan;
+mod vmm;
+mod watch;
+
+pub use config::{Config, Timeouts};
+pub use error::SandboxError;
+pub use events::{Change, Event};
+pub use record::{
+    Container, ContainerState, Exit, NotReadyReason, Sandbox, SandboxState, Stage, Step, VmmId,
+    stages,
+};
+pub use spec::{
+    ContainerSpec, Engine, Medium, MountSpec, ProcessSpec, ResourceSpec, RlimitSpec, SandboxSpec,
+    VolumeSpec,
+};
+
+use events::EventHub;
+use image_store::ImageStore;
+use images::Images;
+use recorded::Recorded;
+use registry::{Entry, Registry};
+use state_store::{StateStore, Table};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::broadcast;
+
+/// Version of both records' layout.
+const RECORD_VERSION: u32 = 1;
+
+/// The sandboxes of this host. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Sandboxes {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) images: Images,
+    pub(crate) sandboxes: Table<Sandbox>,
+    pub(crate) containers: Table<Container>,
+    pub(crate) registry: Registry,
+    pub(crate) events: EventHub,
+}
+
+impl Inner {
+    pub(crate) fn sandbox_entry(&self, id: &str, sandbox: Sandbox) -> Entry {
+        Entry::new(Recorded::new(self.sandboxes.clone(), id, sandbox))
+    }
+
+    pub(crate) fn announce_sandbox(&self, id: &str, state: SandboxState) {
+        self.events.announce(id, Change::Sandbox(state));
+    }
+
+    pub(crate) fn announce_container(&self, sandbox: &str, id: &str, state: ContainerState) {
+        let change = Change::Container(id.to_owned(), state);
+        self.events.announce(sandbox, change);
+    }
+
+    /// Records a sandbox's state, then announces it.
+    pub(crate) async fn set_sandbox_state(
+        &self,
+        entry: &Entry,
+        state: SandboxState,
+        reason: Option<NotReadyReason>,
+    ) -> Result<(), SandboxError> {
+        entry
+            .record
+            .update(|sandbox| {
+                sandbox.state = state;
+                sandbox.reason = reason;
+                if state == SandboxState::NotReady && sandbox.finished_at_ns == 0 {
+                    sandbox.finished_at_ns = clock::now_ns();
+                }
+            })
+            .await?;
+        self.announce_sandbox(&entry.id, state);
+        Ok(())
+    }
+
+    /// Forgets a sandbox of which nothing is left.
+    pub(crate) async fn forget_sandbox(&self, entry: &Entry) -> Result<(), SandboxError> {
+        entry.record.forget().await?;
+        self.registry.remove(&entry.id);
+        self.events.announce(&entry.id, Change::SandboxRemoved);
+        Ok(())
+    }
+}
+
+/// Runs work that its caller's end must not interrupt.
+async fn detached<T: Send + 'static>(
+    id: &str,
+    work: impl Future<Output = Result<T, SandboxError>> + Send + 'static,
+) -> Result<T, SandboxError> {
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|_| Err(SandboxError::TaskDied(id.to_owned())))
+}
+
+/// A new id: 32 hexadecimal digits from the system's generator.
+pub fn new_id() -> String {
+    use std::fmt::Write as _;
+    let mut bytes = [0u8; 16];
+    // Fails only where the arguments are wrong; interrupted calls are repeated.
+    while rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        != Ok(bytes.len())
+    {}
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+impl Sandboxes {
+    /// Opens the records in `state` and brings them in line with the world. The
+    /// store's lock keeps a second daemon out.
+    ///
+    /// # Errors
+    /// If the settings cannot work or the records cannot be read.
+    pub async fn open(
+        config: Config,
+        state: &StateStore,
+        images: ImageStore,
+    ) -> Result<Self, SandboxError> {
+        let config = config.prepare()?;
+        let inner = Arc::new(Inner {
+            config,
+            images: Images::new(images),
+            sandboxes: state.table("sandboxes", RECORD_VERSION),
+            containers: state.table("containers", RECORD_VERSION),
+            registry: Registry::default(),
+            events: EventHub::new(),
+        });
+        recover::recover(&inner).await?;
+        Ok(Self { inner })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// Makes a sandbox and returns it Ready. If it fails nothing of it stays; its
+    /// id and name are free again.
+    ///
+    /// # Errors
+    /// [`SandboxError::Exists`] while one has the id or name.
+    pub async fn run_sandbox(&self, spec: SandboxSpec) -> Result<Sandbox, SandboxError> {
+        let inner = Arc::clone(&self.inner);
+        // Before anything is awaited: a stop that follows finds it.
+        let entry = run::reserve(&inner, spec)?;
+        let id = entry.id.clone();
+        detached(&id, async move { run::make(&inner, &entry).await }).await
+    }
+
+    /// Ends a sandbox's VM and with it whatever still runs in it; one that is
+    /// being made is undone. Of an unknown one: success.
+    ///
+    /// # Errors
+    /// If a record cannot be written.
+    pub async fn stop_sandbox(&self, id: &str) -> Result<(), SandboxError> {
+        let Ok(entry) = self.inner.registry.get(id) else {
+            return Ok(());
+        };
+        let inner = Arc::clone(&self.inner);
+        detached(id, async move { stop::stop(&inner, &entry).await }).await
+    }
+
+    /// Stops a sandbox, then removes its containers, its files and its record.
+    /// Of an unknown one: success.
+    ///
+    /// # Errors
+    /// If something could not be removed; the rest stays recorded.
+    pub async fn remove_sandbox(&self, id: &str) -> Result<(), SandboxError> {
+        let Ok(entry) = self.inner.registry.get(id) else {
+            return Ok(());
+        };
+        let inner = Arc::clone(&self.inner);
+        detached(id, async move { remove::remove(&inner, &entry).await }).await
+    }
+
+    /// Makes a container; nothing of it runs yet. If it fails nothing of it stays.
+    ///
+    /// # Errors
+    /// [`SandboxError::Exists`] with the id of the container that has the name and
+    /// attempt.
+    pub async fn create_container(
+        &self,
+        sandbox_id: &str,
+        spec: ContainerSpec,
+    ) -> Result<Container, SandboxError> {
+        let entry = self.inner.registry.get(sandbox_id)?;
+        let inner = Arc::clone(&self.inner);
+        detached(sandbox_id, async move {
+            container::create(&inner, &entry, spec).await
+        })
+        .await
+    }
+
+    /// Starts a created container.
+    ///
+    /// # Errors
+    /// If it is not Created, or cannot be started: then it still is.
+    pub async fn start_container(&self, id: &str) -> Result<(), SandboxError> {
+        let (entry, item) = self.inner.registry.container(id)?;
+        let inner = Arc::clone(&self.inner);
+        detached(
+            id,
+            async move { container::start(&inner, &entry, &item).await },
+        )
+        .await
+    }
+
+    /// Sends `signal` (`None`: the container's own), waits for `grace`, then kills
+    /// what is left. Returns when the exit is recorded. Of an unknown container, or
+    /// one that does not run: success.
+    ///
+    /// # Errors
+    /// If the guest does not end it.
+    pub async fn stop_container(
+        &self,
+        id: &str,
+        grace: Duration,
+        signal: Option<u32>,
+    ) -> Result<(), SandboxError> {
+        let Ok((entry, item)) = self.inner.registry.container(id) else {
+            return Ok(());
+        };
+        let inner = Arc::clone(&self.inner);
+        detached(id, async move {
+            container::stop(&inner, &entry, &item, grace, signal).await
+        })
+        .await
+    }
+
+    /// Removes a container, a running one after killing it; its log file stays.
+    /// Of an unknown one: success.
+    ///
+    /// # Errors
+    /// If something could not be removed; the rest stays recorded.
+    pub async fn remove_container(&self, id: &str) -> Result<(), SandboxError> {
+        let Ok((entry, item)) = self.inner.registry.container(id) else {
+            return Ok(());
+        };
+        let inner = Arc::clone(&self.inner);
+        detached(
+            id,
+            async move { container::remove(&inner, &entry, &item).await },
+        )
+        .await
+    }
+
+    /// A sandbox as it is.
+    ///
+    /// # Errors
+    /// If there is none of that id.
+    pub fn sandbox(&self, id: &str) -> Result<Sandbox, SandboxError> {
+        Ok(self.inner.registry.get(id)?.record.get())
+    }
+
+    /// All sandboxes.
+    pub fn sandboxes(&self) -> Vec<Sandbox> {
+        let entries = self.inner.registry.list();
+        entries.iter().map(|entry| entry.record.get()).collect()
+    }
+
+    /// A container as it is.
+    ///
+    /// # Errors
+    /// If there is none of that id.
+    pub fn container(&self, id: &str) -> Result<Container, SandboxError> {
+        Ok(self.inner.registry.container(id)?.1.record.get())
+    }
+
+    /// The containers of a sandbox; none of an unknown one.
+    pub fn containers(&self, sandbox_id: &str) -> Vec<Container> {
+        let Ok(entry) = self.inner.registry.get(sandbox_id) else {
+            return Vec::new();
+        };
+        let containers = entry.containers();
+        containers.iter().map(|item| item.record.get()).collect()
+    }
+
+    /// All changes from now on. A subscriber that falls far behind is told so
+    /// (`Lagged`) and should look at the states again.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.inner.events.subscribe()
+    }
+}

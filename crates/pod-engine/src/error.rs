@@ -1,0 +1,128 @@
+//! Why the engine refused or failed a call.
+
+use crate::manifest::ManifestError;
+use crate::sizing::SizeError;
+
+/// What kind of fault an [`EngineError`] is, for mapping to status codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request itself is wrong.
+    InvalidArgument,
+    /// No such pod or container.
+    NotFound,
+    /// The name is taken.
+    AlreadyExists,
+    /// Right request, wrong moment.
+    FailedPrecondition,
+    /// The node cannot hold it.
+    ResourceExhausted,
+    /// The daemon's own fault.
+    Internal,
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The manifest is not one this engine can run; every fault is listed.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A pod of that name exists.
+    #[error(
+        "pod {namespace}/{name} exists already (id {id}); remove it first (`spherule rm {namespace}/{name}`) or choose another name"
+    )]
+    NameTaken {
+        /// Namespace of both.
+        namespace: String,
+        /// Name of both.
+        name: String,
+        /// Id of the one that has it.
+        id: String,
+    },
+    /// No pod is called that.
+    #[error("no pod is called {0:?}; `spherule ps` lists them")]
+    NoSuchPod(String),
+    /// A prefix of several ids.
+    #[error("{prefix:?} is the beginning of {count} pod ids; give more of its digits")]
+    Ambiguous {
+        /// What was asked for.
+        prefix: String,
+        /// How many match.
+        count: usize,
+    },
+    /// The pod has no container of that name.
+    #[error("pod {pod} has no container {container:?}; it has: {known}")]
+    NoSuchContainer {
+        /// The pod's namespace and name.
+        pod: String,
+        /// What was asked for.
+        container: String,
+        /// The names it has, separated by commas.
+        known: String,
+    },
+    /// A running pod is removed only by force.
+    #[error("pod {0} is still running; stop it first (`spherule stop {0}`) or remove it by force")]
+    StillRunning(String),
+    /// The node is configured for no more pods.
+    #[error("{0} pods exist, as many as this node takes; remove some first")]
+    TooManyPods(usize),
+    /// The VM that the pod would need is none that this node has.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// Part of the pod could not be removed; it is tried again.
+    #[error("pod {pod} could not be removed yet: {message}")]
+    NotRemoved {
+        /// The pod's namespace and name.
+        pod: String,
+        /// What is in the way.
+        message: String,
+    },
+    /// The record could not be read or written.
+    #[error("the record of pod {pod} could not be kept: {message}")]
+    State {
+        /// Id of the pod, or "(all)".
+        pod: String,
+        /// What the store said.
+        message: String,
+    },
+    /// A file or directory of a pod could not be made or removed.
+    #[error("{path}: {source}")]
+    Files {
+        /// The path.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl EngineError {
+    /// The fault's kind.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Manifest(_) | Self::Size(_) | Self::Ambiguous { .. } => {
+                ErrorKind::InvalidArgument
+            }
+            Self::NameTaken { .. } => ErrorKind::AlreadyExists,
+            Self::NoSuchPod(_) | Self::NoSuchContainer { .. } => ErrorKind::NotFound,
+            Self::StillRunning(_) => ErrorKind::FailedPrecondition,
+            Self::TooManyPods(_) => ErrorKind::ResourceExhausted,
+            Self::NotRemoved { .. } | Self::State { .. } | Self::Files { .. } => {
+                ErrorKind::Internal
+            }
+        }
+    }
+}
+
+/// An error and all its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

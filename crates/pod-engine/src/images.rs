@@ -1,0 +1,174 @@
+//! Images as a pod's containers need them: found or pulled by imagePullPolicy,
+//! with the kubelet's reasons where that fails.
+
+use crate::error::chain;
+use crate::manifest::ImagePullPolicy;
+use crate::merge::ImageDefaults;
+use image_store::{Image, ImageError, ImageStore};
+
+/// An image that is here.
+#[derive(Debug, Clone)]
+pub(crate) struct Resolved {
+    /// Digest of its configuration.
+    pub(crate) id: String,
+    pub(crate) defaults: ImageDefaults,
+    pub(crate) stop_signal: u32,
+}
+
+/// Why an image cannot be had now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Missing {
+    /// The kubelet's word for it.
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+/// The policy of a container that names none: Always for what may move under
+/// its name, as the API server's default.
+pub(crate) fn policy(asked: Option<ImagePullPolicy>, image: &str) -> ImagePullPolicy {
+    asked.unwrap_or_else(|| {
+        let name = image.rsplit('/').next().unwrap_or(image);
+        match name.split_once(':') {
+            _ if image.contains('@') => ImagePullPolicy::IfNotPresent,
+            None | Some((_, "latest")) => ImagePullPolicy::Always,
+            Some(_) => ImagePullPolicy::IfNotPresent,
+        }
+    })
+}
+
+/// Finds or pulls an image.
+pub(crate) async fn resolve(
+    store: &ImageStore,
+    image: &str,
+    policy: ImagePullPolicy,
+) -> Result<Resolved, Missing> {
+    if policy != ImagePullPolicy::Always
+        && let Some(found) = find(store, image).await?
+    {
+        return Ok(resolved(found));
+    }
+    if policy == ImagePullPolicy::Never {
+        return Err(Missing {
+            reason: "ErrImageNeverPull",
+            message: format!(
+                "image {image} is not here and imagePullPolicy is Never; import it (`spherule import`) or pull it"
+            ),
+        });
+    }
+    Err(Missing {
+        reason: "ErrImagePull",
+        message: format!("image {image} is not here; import it (`spherule import`)"),
+    })
+}
+
+/// The image, if it is here. The store's calls block.
+async fn find(store: &ImageStore, image: &str) -> Result<Option<Image>, Missing> {
+    let (store, name) = (store.clone(), image.to_owned());
+    match tokio::task::spawn_blocking(move || store.get(&name)).await {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(error)) => Err(missing(image, &error)),
+        Err(error) => Err(Missing {
+            reason: "ErrImagePull",
+            message: chain(&error),
+        }),
+    }
+}
+
+fn missing(image: &str, error: &ImageError) -> Missing {
+    let reason = match error {
+        ImageError::Reference(_) => "InvalidImageName",
+        _ => "ErrImagePull",
+    };
+    Missing {
+        reason,
+        message: format!("image {image}: {}", chain(error)),
+    }
+}
+
+fn resolved(image: Image) -> Resolved {
+    let config = image.config;
+    Resolved {
+        id: image.id.to_string(),
+        stop_signal: config.stop_signal.as_deref().map_or(0, signal_number),
+        defaults: ImageDefaults {
+            entrypoint: config.entrypoint,
+            cmd: config.cmd,
+            env: config.env,
+            working_dir: config.working_dir,
+            user: config.user,
+        },
+    }
+}
+
+/// The number of a signal's name as images write it: "SIGTERM", "TERM" or "15".
+pub(crate) fn signal_number(name: &str) -> u32 {
+    if let Ok(number) = name.parse::<u32>() {
+        return if number <= 64 { number } else { 0 };
+    }
+    let bare = name.strip_prefix("SIG").unwrap_or(name);
+    if let Some(offset) = bare.strip_prefix("RTMIN") {
+        let offset = offset.strip_prefix('+').unwrap_or("0").parse::<u32>();
+        return offset.ok().filter(|n| *n <= 30).map_or(0, |n| 34 + n);
+    }
+    const NAMES: [(&str, u32); 20] = [
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("ILL", 4),
+        ("TRAP", 5),
+        ("ABRT", 6),
+        ("BUS", 7),
+        ("FPE", 8),
+        ("KILL", 9),
+        ("USR1", 10),
+        ("SEGV", 11),
+        ("USR2", 12),
+        ("PIPE", 13),
+        ("ALRM", 14),
+        ("TERM", 15),
+        ("CHLD", 17),
+        ("CONT", 18),
+        ("STOP", 19),
+        ("WINCH", 28),
+        ("PWR", 30),
+    ];
+    NAMES
+        .iter()
+        .find(|(n, _)| *n == bare)
+        .map_or(0, |(_, number)| *number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_policy_goes_by_the_tag() {
+        use ImagePullPolicy::{Always, IfNotPresent, Never};
+        for (image, want) in [
+            ("busybox", Always),
+            ("busybox:latest", Always),
+            ("host:5000/busybox", Always),
+            ("host:5000/busybox:1.36", IfNotPresent),
+            ("busybox@sha256:0", IfNotPresent),
+        ] {
+            assert_eq!(policy(None, image), want, "{image}");
+        }
+        assert_eq!(policy(Some(Never), "busybox"), Never);
+    }
+
+    #[test]
+    fn signals_are_known_by_name_and_number() {
+        for (name, number) in [
+            ("SIGTERM", 15),
+            ("QUIT", 3),
+            ("9", 9),
+            ("SIGRTMIN+3", 37),
+            ("FLY", 0),
+            ("", 0),
+            ("999", 0),
+        ] {
+            assert_eq!(signal_number(name), number, "{name}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Pod manifests: hostile text in, a checked [`Manifest`] out, or every fault
+//! of it by path.
+
+mod names;
+pub mod quantity;
+mod read;
+mod types;
+mod unsupported;
+mod validate;
+
+pub use quantity::{Quantity, QuantityError};
+pub use types::*;
+
+use serde_json::Value;
+use std::fmt;
+
+/// Faults listed at most; a manifest with more is told so.
+const MAX_FAULTS: usize = 100;
+
+/// One fault of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldError {
+    /// As the API server writes it: `spec.containers[0].image`.
+    pub path: String,
+    /// What is wrong with it and what to do.
+    pub message: String,
+}
+
+impl FieldError {
+    pub(crate) fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.path.is_empty() || self.path == "." {
+            return f.write_str(&self.message);
+        }
+        write!(f, "{}: {}", self.path, self.message)
+    }
+}
+
+/// Why a manifest is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// More text than is looked at.
+    #[error(
+        "the manifest has {bytes} bytes; at most {} are accepted",
+        read::MAX_BYTES
+    )]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// Neither YAML nor JSON, or past a bound while being read.
+    #[error("the manifest cannot be read: {0}")]
+    Syntax(String),
+    /// Nothing in it.
+    #[error("the manifest is empty; it must hold one v1 Pod")]
+    Empty,
+    /// More than one document.
+    #[error("the manifest holds several documents; send one v1 Pod at a time")]
+    SeveralDocuments,
+    /// What each field's fault is, one a line.
+    #[error("the manifest cannot be run as it is:\n{}", lines(.0))]
+    Fields(Vec<FieldError>),
+}
+
+fn lines(errors: &[FieldError]) -> String {
+    let mut shown: Vec<String> = errors
+        .iter()
+        .take(MAX_FAULTS)
+        .map(ToString::to_string)
+        .collect();
+    if errors.len() > MAX_FAULTS {
+        shown.push(format!("and {} more", errors.len() - MAX_FAULTS));
+    }
+    shown.join("\n")
+}
+
+/// Bounds of the node that a manifest is checked against.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeLimits {
+    /// Memory in MiB that a pod's VM can have.
+    pub memory_mib: u64,
+}
+
+impl Manifest {
+    /// Reads one `v1.Pod` from YAML or JSON and checks all of it.
+    ///
+    /// # Errors
+    /// Lists every fault that was found, fields that are not honoured included.
+    pub fn parse(text: &str, limits: &NodeLimits) -> Result<(Self, Value), ManifestError> {
+        let tree = read::read(text)?;
+        let mut errors = kind_errors(&tree);
+        if !errors.is_empty() {
+            return Err(ManifestError::Fields(errors));
+        }
+        let mut ignored = Vec::new();
+        let typed = read::typed::<Self>(&tree, &mut ignored);
+        errors.extend(
+            ignored
+                .iter()
+                .filter_map(|path| unsupported::judge(&tree, path)),
+        );
+        match typed {
+            Ok(manifest) => {
+                validate::check(&manifest, limits, &mut errors);
+                if errors.is_empty() {
+                    return Ok((manifest, tree));
+                }
+            }
+            Err(error) => errors.push(error),
+        }
+        Err(ManifestError::Fields(errors))
+    }
+}
+
+/// A manifest of something else is told so before its fields are.
+fn kind_errors(tree: &Value) -> Vec<FieldError> {
+    let Value::Object(map) = tree else {
+        let message = "the manifest is no map; it must be a v1 Pod";
+        return vec![FieldError::new("", message)];
+    };
+    [("apiVersion", "v1"), ("kind", "Pod")]
+        .into_iter()
+        .filter_map(|(field, wanted)| {
+            match map.get(field) {
+                Some(Value::String(text)) if text == wanted => None,
+                Some(other) => Some(format!("{other}: must be {wanted:?}")),
+                None => Some(format!("missing; must be {wanted:?}")),
+            }
+            .map(|message| FieldError::new(field, message))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

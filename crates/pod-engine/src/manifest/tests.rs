@@ -1,0 +1,150 @@
+use super::*;
+
+const LIMITS: NodeLimits = NodeLimits { memory_mib: 16384 };
+
+fn parse(text: &str) -> Result<Manifest, ManifestError> {
+    Manifest::parse(text, &LIMITS).map(|(manifest, _)| manifest)
+}
+
+/// The faults of a manifest as lines.
+fn faults(text: &str) -> Vec<String> {
+    match parse(text) {
+        Err(ManifestError::Fields(errors)) => errors.iter().map(ToString::to_string).collect(),
+        other => panic!("expected faults, got {other:?}"),
+    }
+}
+
+/// A pod with one container that has these lines (indented by four).
+fn with_container(lines: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec:\n  containers:\n  - name: c\n    image: busybox\n{lines}"
+    )
+}
+
+/// A pod with these lines in its spec (indented by two).
+fn with_spec(lines: &str) -> String {
+    format!("{}{lines}", with_container(""))
+}
+
+#[test]
+fn smallest_pod_is_accepted_with_its_defaults() {
+    let manifest = parse(&with_container("")).unwrap();
+    assert_eq!(manifest.spec.restart_policy, RestartPolicy::Always);
+    assert_eq!(manifest.grace_ms(), 30_000);
+    assert_eq!(manifest.spec.containers[0].image, "busybox");
+}
+
+#[test]
+fn every_field_that_is_not_honoured_is_named() {
+    let text = with_container(
+        "    lifecycle: {preStop: {exec: {command: [x]}}}\n    livenessProbe: {httpGet: {port: 80}}\n    env:\n    - name: A\n      valueFrom: {fieldRef: {fieldPath: x}}\n    ports:\n    - containerPort: 80\n      hostPort: 80\n  nodeName: x\n",
+    );
+    assert_eq!(
+        faults(&text),
+        [
+            "spec.containers[0].env[0].valueFrom: not supported yet",
+            "spec.containers[0].lifecycle: not supported yet",
+            "spec.containers[0].livenessProbe: not supported yet",
+            "spec.containers[0].ports[0].hostPort: not supported yet",
+            "spec.nodeName: not supported yet",
+        ]
+    );
+}
+
+#[test]
+fn fields_that_say_what_is_done_anyway_are_accepted() {
+    let text = with_container(
+        "    terminationMessagePath: /dev/termination-log\n    terminationMessagePolicy: File\n    tty: false\n    envFrom: []\n    resources: {}\n    ports:\n    - containerPort: 80\n      protocol: TCP\n  hostNetwork: false\n  dnsPolicy: ClusterFirst\n  enableServiceLinks: true\n  schedulerName: default-scheduler\n  priority: 0\n  tolerations: []\n  nodeSelector: {}\n  nodeName:\n  securityContext: {}\nstatus: {}\n",
+    );
+    parse(&text.replace("{name: p}", "{name: p, creationTimestamp: null}")).unwrap();
+}
+
+#[test]
+fn host_namespaces_are_refused_with_the_reason() {
+    let lines = faults(&with_spec(
+        "  hostNetwork: true\n  hostPID: true\n  hostIPC: true\n",
+    ));
+    assert_eq!(lines.len(), 3);
+    assert!(
+        lines.iter().all(|line| line.contains("virtual machine")),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn other_kinds_are_refused_first() {
+    let lines = faults("apiVersion: apps/v1\nkind: Deployment\nspec: {replicas: 1}\n");
+    assert_eq!(
+        lines,
+        [
+            "apiVersion: \"apps/v1\": must be \"v1\"",
+            "kind: \"Deployment\": must be \"Pod\""
+        ]
+    );
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_named_by_path() {
+    let lines = faults(&with_container("    command: ls\n"));
+    assert!(
+        lines[0].starts_with("spec.containers[0].command: "),
+        "{lines:?}"
+    );
+    let lines = faults(&with_container("    resources: {limits: {memory: 1Zi}}\n"));
+    assert!(
+        lines[0].starts_with("spec.containers[0].resources.limits.memory: "),
+        "{lines:?}"
+    );
+    let lines = faults(&with_spec("  restartPolicy: Sometimes\n"));
+    assert!(lines[0].starts_with("spec.restartPolicy: "), "{lines:?}");
+}
+
+#[test]
+fn faults_of_many_fields_come_together() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: Not_OK, namespace: a.b}\nspec:\n  volumes:\n  - name: v\n    emptyDir: {medium: HugePages, sizeLimit: -1}\n  - name: v\n    emptyDir: {}\n  - name: h\n    hostPath: {path: /}\n  containers:\n  - name: c\n    image: ''\n    workingDir: tmp\n    volumeMounts:\n    - {name: w, mountPath: data}\n    - {name: v, mountPath: /a, subPath: ../x}\n    - {name: v, mountPath: /a/}\n  - name: c\n    image: i\n    env: [{name: 'A=B', value: x}]\n    securityContext: {runAsUser: -1, capabilities: {add: [FLY]}}\n    resources: {requests: {cpu: 2}, limits: {cpu: 1, nvidia.com/gpu: 1}}\n";
+    let lines = faults(text);
+    for path in [
+        "metadata.name",
+        "metadata.namespace",
+        "spec.volumes[0].emptyDir.medium",
+        "spec.volumes[0].emptyDir.sizeLimit",
+        "spec.volumes[1].name",
+        "spec.volumes[2].hostPath: not supported yet",
+        "spec.volumes[2]",
+        "spec.containers[0].image",
+        "spec.containers[0].workingDir",
+        "spec.containers[0].volumeMounts[0].name",
+        "spec.containers[0].volumeMounts[0].mountPath",
+        "spec.containers[0].volumeMounts[1].subPath",
+        "spec.containers[0].volumeMounts[2].mountPath",
+        "spec.containers[1].name",
+        "spec.containers[1].env[0].name",
+        "spec.containers[1].securityContext.runAsUser",
+        "spec.containers[1].securityContext.capabilities.add[0]",
+        "spec.containers[1].resources.requests.cpu",
+        "spec.containers[1].resources.limits.nvidia.com/gpu: not supported yet",
+    ] {
+        assert!(
+            lines.iter().any(|line| line.starts_with(path)),
+            "{path} in {lines:#?}"
+        );
+    }
+}
+
+#[test]
+fn what_no_vm_can_have_is_refused_with_a_remedy() {
+    let lines = faults(&with_container(
+        "    resources: {limits: {cpu: 100, memory: 1Ti}}\n",
+    ));
+    assert_eq!(lines.len(), 2);
+    assert!(lines[0].contains("64 vCPUs; ask for less"), "{lines:?}");
+    assert!(lines[1].contains("16384 MiB"), "{lines:?}");
+}
+
+#[test]
+fn json_is_accepted_too() {
+    let text = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},
+        "spec":{"restartPolicy":"Never","containers":[{"name":"c","image":"i","args":["a"]}]}}"#;
+    let manifest = parse(text).unwrap();
+    assert_eq!(manifest.spec.restart_policy, RestartPolicy::Never);
+}

@@ -1,0 +1,223 @@
+//! The part of `v1.Pod` that is honoured. What is not here is refused by path.
+
+use super::quantity::Quantity;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// A pod manifest.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// "v1".
+    #[serde(default)]
+    pub api_version: String,
+    /// "Pod".
+    #[serde(default)]
+    pub kind: String,
+    /// Name, namespace, labels.
+    #[serde(default)]
+    pub metadata: Metadata,
+    /// What to run.
+    pub spec: PodSpec,
+}
+
+/// `metadata`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "fields are documented by Kubernetes")]
+pub struct Metadata {
+    pub name: String,
+    pub generate_name: String,
+    pub namespace: String,
+    pub uid: String,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// `spec`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "fields are documented by Kubernetes")]
+pub struct PodSpec {
+    pub containers: Vec<Container>,
+    #[serde(default)]
+    pub init_containers: Vec<Container>,
+    #[serde(default)]
+    pub restart_policy: RestartPolicy,
+    #[serde(default)]
+    pub termination_grace_period_seconds: Option<i64>,
+    #[serde(default)]
+    pub hostname: String,
+    #[serde(default)]
+    pub share_process_namespace: bool,
+    #[serde(default)]
+    pub security_context: PodSecurityContext,
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
+}
+
+/// `spec.restartPolicy`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub enum RestartPolicy {
+    /// Whenever a container ends.
+    #[default]
+    Always,
+    /// When it ends badly.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// A container or init container.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "fields are documented by Kubernetes")]
+pub struct Container {
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub image: String,
+    #[serde(default)]
+    pub image_pull_policy: Option<ImagePullPolicy>,
+    #[serde(default)]
+    pub command: Vec<String>,
+    #[serde(default)]
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub working_dir: String,
+    #[serde(default)]
+    pub env: Vec<EnvVar>,
+    #[serde(default)]
+    pub ports: Vec<ContainerPort>,
+    #[serde(default)]
+    pub resources: Resources,
+    #[serde(default)]
+    pub security_context: SecurityContext,
+    #[serde(default)]
+    pub volume_mounts: Vec<VolumeMount>,
+}
+
+/// `imagePullPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub enum ImagePullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+/// One environment variable; `valueFrom` is not honoured yet.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct EnvVar {
+    pub name: String,
+    #[serde(default)]
+    pub value: String,
+}
+
+/// A port the container listens on: for information, as in Kubernetes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct ContainerPort {
+    pub container_port: i64,
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub protocol: Option<String>,
+}
+
+/// `resources`: amounts by resource name.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct Resources {
+    #[serde(default)]
+    pub requests: BTreeMap<String, Quantity>,
+    #[serde(default)]
+    pub limits: BTreeMap<String, Quantity>,
+}
+
+/// `spec.securityContext`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct PodSecurityContext {
+    pub run_as_user: Option<i64>,
+    pub run_as_group: Option<i64>,
+    pub run_as_non_root: Option<bool>,
+    pub supplemental_groups: Vec<i64>,
+}
+
+/// `securityContext` of a container.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct SecurityContext {
+    pub run_as_user: Option<i64>,
+    pub run_as_group: Option<i64>,
+    pub run_as_non_root: Option<bool>,
+    pub privileged: bool,
+    pub allow_privilege_escalation: Option<bool>,
+    pub read_only_root_filesystem: bool,
+    pub capabilities: Capabilities,
+}
+
+/// `capabilities`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct Capabilities {
+    pub add: Vec<String>,
+    pub drop: Vec<String>,
+}
+
+/// A volume: emptyDir, so far.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct Volume {
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub empty_dir: Option<EmptyDir>,
+}
+
+/// `emptyDir`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct EmptyDir {
+    pub medium: String,
+    pub size_limit: Option<Quantity>,
+}
+
+/// `volumeMounts`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct VolumeMount {
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub mount_path: String,
+    #[serde(default)]
+    pub sub_path: String,
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl Manifest {
+    /// All containers with the path of each, the init containers first.
+    pub(crate) fn all_containers(&self) -> impl Iterator<Item = (String, &Container)> {
+        let init = self.spec.init_containers.iter().enumerate();
+        let main = self.spec.containers.iter().enumerate();
+        init.map(|(i, c)| (format!("spec.initContainers[{i}]"), c))
+            .chain(main.map(|(i, c)| (format!("spec.containers[{i}]"), c)))
+    }
+
+    /// Time its containers get to end, in milliseconds.
+    pub(crate) fn grace_ms(&self) -> u64 {
+        let seconds = self.spec.termination_grace_period_seconds.unwrap_or(30);
+        u64::try_from(seconds).unwrap_or(0).saturating_mul(1000)
+    }
+}

@@ -1,0 +1,365 @@
+//! The checks of the API server, and those of a node whose pods are VMs.
+
+use super::names::{
+    is_dns_label, is_dns_subdomain, is_env_name, is_label_value, is_port_name, is_qualified_name,
+};
+use super::{
+    Container, FieldError, Manifest, Metadata, NodeLimits, PodSpec, Quantity, Resources,
+    SecurityContext, Volume, VolumeMount,
+};
+use std::collections::BTreeSet;
+
+/// Most containers of a pod, init containers included.
+const MAX_CONTAINERS: usize = 256;
+/// Most volumes of a pod.
+const MAX_VOLUMES: usize = 256;
+/// Most bytes of all annotations.
+const MAX_ANNOTATIONS: usize = 256 << 10;
+const LABEL_FORM: &str =
+    "must be a DNS label: at most 63 lower-case letters, digits and '-', none of these at the ends";
+const SUBDOMAIN_FORM: &str = "must be a DNS subdomain: at most 253 lower-case letters, digits, '-' \
+     and '.', beginning and ending with a letter or digit";
+
+/// Collects faults below one path.
+struct Faults<'a> {
+    errors: &'a mut Vec<FieldError>,
+}
+
+impl Faults<'_> {
+    fn add(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.errors.push(FieldError::new(path, message));
+    }
+
+    fn require(&mut self, holds: bool, path: &str, message: &str) {
+        if !holds {
+            self.add(path, message);
+        }
+    }
+}
+
+/// Adds every fault of `manifest` to `errors`.
+pub(super) fn check(manifest: &Manifest, limits: &NodeLimits, errors: &mut Vec<FieldError>) {
+    let mut faults = Faults { errors };
+    metadata(&manifest.metadata, &mut faults);
+    pod(&manifest.spec, &mut faults);
+    let mut names = BTreeSet::new();
+    for (path, item) in manifest.all_containers() {
+        let name = format!("{path}.name");
+        if item.name.is_empty() {
+            faults.add(&name, "required");
+        } else if !is_dns_label(&item.name) {
+            faults.add(&name, LABEL_FORM);
+        } else if !names.insert(&item.name) {
+            faults.add(
+                &name,
+                format!("{:?} is the name of another container", item.name),
+            );
+        }
+        container(&path, item, &manifest.spec, &mut faults);
+        resources(&path, &item.resources, limits, &mut faults);
+    }
+}
+
+fn metadata(metadata: &Metadata, faults: &mut Faults<'_>) {
+    match (metadata.name.as_str(), metadata.generate_name.as_str()) {
+        ("", "") => faults.add("metadata.name", "required"),
+        ("", prefix) => faults.require(
+            is_dns_subdomain(prefix.trim_end_matches('-')) && prefix.len() <= 240,
+            "metadata.generateName",
+            SUBDOMAIN_FORM,
+        ),
+        (name, _) => faults.require(is_dns_subdomain(name), "metadata.name", SUBDOMAIN_FORM),
+    }
+    faults.require(
+        metadata.namespace.is_empty() || is_dns_label(&metadata.namespace),
+        "metadata.namespace",
+        LABEL_FORM,
+    );
+    let uid = &metadata.uid;
+    faults.require(
+        uid.len() <= 64 && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'),
+        "metadata.uid",
+        "must be at most 64 letters, digits and '-'",
+    );
+    for (key, value) in &metadata.labels {
+        faults.require(
+            is_qualified_name(key),
+            "metadata.labels",
+            &format!("{key:?} is no label name"),
+        );
+        faults.require(
+            is_label_value(value),
+            "metadata.labels",
+            &format!("{value:?} is no label value: at most 63 letters, digits, '-', '_' and '.'"),
+        );
+    }
+    for key in metadata.annotations.keys() {
+        let known = is_qualified_name(&key.to_ascii_lowercase());
+        faults.require(
+            known,
+            "metadata.annotations",
+            &format!("{key:?} is no annotation name"),
+        );
+    }
+    let bytes: usize = metadata
+        .annotations
+        .iter()
+        .map(|(k, v)| k.len() + v.len())
+        .sum();
+    faults.require(
+        bytes <= MAX_ANNOTATIONS,
+        "metadata.annotations",
+        "more than 256 KiB in all",
+    );
+}
+
+fn pod(spec: &PodSpec, faults: &mut Faults<'_>) {
+    faults.require(!spec.containers.is_empty(), "spec.containers", "required");
+    let count = spec.containers.len() + spec.init_containers.len();
+    faults.require(
+        count <= MAX_CONTAINERS,
+        "spec.containers",
+        &format!("{count} containers; a pod has at most {MAX_CONTAINERS}"),
+    );
+    faults.require(
+        spec.hostname.is_empty() || is_dns_label(&spec.hostname),
+        "spec.hostname",
+        LABEL_FORM,
+    );
+    faults.require(
+        spec.termination_grace_period_seconds
+            .is_none_or(|s| (0..=i64::from(i32::MAX)).contains(&s)),
+        "spec.terminationGracePeriodSeconds",
+        "must be 0 or more seconds",
+    );
+    let context = &spec.security_context;
+    let path = "spec.securityContext";
+    ids(path, context.run_as_user, context.run_as_group, faults);
+    for (i, gid) in context.supplemental_groups.iter().enumerate() {
+        id(
+            &format!("{path}.supplementalGroups[{i}]"),
+            Some(*gid),
+            faults,
+        );
+    }
+    volumes(&spec.volumes, faults);
+}
+
+fn ids(path: &str, user: Option<i64>, group: Option<i64>, faults: &mut Faults<'_>) {
+    id(&format!("{path}.runAsUser"), user, faults);
+    id(&format!("{path}.runAsGroup"), group, faults);
+}
+
+fn id(path: &str, id: Option<i64>, faults: &mut Faults<'_>) {
+    faults.require(
+        id.is_none_or(|id| (0..=i64::from(i32::MAX)).contains(&id)),
+        path,
+        "must be between 0 and 2147483647",
+    );
+}
+
+fn volumes(volumes: &[Volume], faults: &mut Faults<'_>) {
+    faults.require(
+        volumes.len() <= MAX_VOLUMES,
+        "spec.volumes",
+        "more than 256 volumes",
+    );
+    let mut names = BTreeSet::new();
+    for (i, volume) in volumes.iter().enumerate() {
+        let path = format!("spec.volumes[{i}]");
+        if !is_dns_label(&volume.name) {
+            faults.add(format!("{path}.name"), LABEL_FORM);
+        } else if !names.insert(&volume.name) {
+            faults.add(
+                format!("{path}.name"),
+                format!("{:?} is the name of another volume", volume.name),
+            );
+        }
+        let Some(dir) = &volume.empty_dir else {
+            faults.add(
+                &path,
+                "must name a kind of volume; emptyDir is the one supported yet",
+            );
+            continue;
+        };
+        if !["", "Memory"].contains(&dir.medium.as_str()) {
+            let message = format!("{:?}: must be \"\" or \"Memory\"", dir.medium);
+            faults.add(format!("{path}.emptyDir.medium"), message);
+        }
+        faults.require(
+            dir.size_limit.is_none_or(|limit| !limit.is_negative()),
+            &format!("{path}.emptyDir.sizeLimit"),
+            "must not be negative",
+        );
+    }
+}
+
+fn container(path: &str, item: &Container, spec: &PodSpec, faults: &mut Faults<'_>) {
+    let image = &item.image;
+    if image.is_empty() {
+        faults.add(format!("{path}.image"), "required");
+    } else if image.len() > 512 || !image.bytes().all(|b| b.is_ascii_graphic()) {
+        faults.add(format!("{path}.image"), "is no image reference");
+    }
+    let dir = &item.working_dir;
+    faults.require(
+        dir.is_empty() || dir.starts_with('/'),
+        &format!("{path}.workingDir"),
+        "must be an absolute path",
+    );
+    for (field, list) in [("command", &item.command), ("args", &item.args)] {
+        for (i, text) in list.iter().enumerate() {
+            no_nul(&format!("{path}.{field}[{i}]"), text, faults);
+        }
+    }
+    no_nul(&format!("{path}.workingDir"), dir, faults);
+    for (i, var) in item.env.iter().enumerate() {
+        let path = format!("{path}.env[{i}]");
+        faults.require(
+            is_env_name(&var.name),
+            &format!("{path}.name"),
+            "must be printable ASCII without '='",
+        );
+        no_nul(&format!("{path}.value"), &var.value, faults);
+    }
+    ports(path, item, faults);
+    security(path, &item.security_context, faults);
+    mounts(path, &item.volume_mounts, &spec.volumes, faults);
+}
+
+fn no_nul(path: &str, text: &str, faults: &mut Faults<'_>) {
+    faults.require(!text.contains('\0'), path, "must not contain a NUL byte");
+}
+
+fn ports(path: &str, item: &Container, faults: &mut Faults<'_>) {
+    for (i, port) in item.ports.iter().enumerate() {
+        let path = format!("{path}.ports[{i}]");
+        faults.require(
+            (1..=65535).contains(&port.container_port),
+            &format!("{path}.containerPort"),
+            "must be between 1 and 65535",
+        );
+        faults.require(
+            port.name.is_empty() || is_port_name(&port.name),
+            &format!("{path}.name"),
+            "must be at most 15 lower-case letters, digits and '-', with a letter",
+        );
+        let protocol = port.protocol.as_deref().unwrap_or("TCP");
+        faults.require(
+            ["TCP", "UDP", "SCTP"].contains(&protocol),
+            &format!("{path}.protocol"),
+            "must be TCP, UDP or SCTP",
+        );
+    }
+}
+
+fn security(path: &str, context: &SecurityContext, faults: &mut Faults<'_>) {
+    let path = format!("{path}.securityContext");
+    ids(&path, context.run_as_user, context.run_as_group, faults);
+    if context.allow_privilege_escalation == Some(false) {
+        let sys_admin = context
+            .capabilities
+            .add
+            .iter()
+            .any(|c| c.strip_prefix("CAP_").unwrap_or(c) == "SYS_ADMIN");
+        faults.require(
+            !context.privileged && !sys_admin,
+            &format!("{path}.allowPrivilegeEscalation"),
+            "cannot be false for a privileged container or one with CAP_SYS_ADMIN",
+        );
+    }
+    for (field, list) in [
+        ("add", &context.capabilities.add),
+        ("drop", &context.capabilities.drop),
+    ] {
+        for (i, name) in list.iter().enumerate() {
+            if crate::capabilities::parse(name).is_none() {
+                let message =
+                    format!("{name:?} is no capability; write for example NET_ADMIN or ALL");
+                faults.add(format!("{path}.capabilities.{field}[{i}]"), message);
+            }
+        }
+    }
+}
+
+fn mounts(path: &str, mounts: &[VolumeMount], volumes: &[Volume], faults: &mut Faults<'_>) {
+    let mut points = BTreeSet::new();
+    for (i, mount) in mounts.iter().enumerate() {
+        let path = format!("{path}.volumeMounts[{i}]");
+        if !volumes.iter().any(|v| v.name == mount.name) {
+            let message = format!("{:?}: the pod has no volume of that name", mount.name);
+            faults.add(format!("{path}.name"), message);
+        }
+        let point = &mount.mount_path;
+        let at = format!("{path}.mountPath");
+        if !point.starts_with('/') {
+            faults.add(&at, "must be an absolute path");
+        } else if point.split('/').any(|part| part == "..") {
+            faults.add(&at, "must not contain '..'");
+        } else if point.trim_end_matches('/').is_empty() {
+            faults.add(&at, "cannot be the root directory");
+        } else if !points.insert(point.trim_end_matches('/')) {
+            faults.add(&at, format!("{point:?} is another mount's path"));
+        }
+        no_nul(&at, point, faults);
+        let sub = &mount.sub_path;
+        faults.require(
+            !sub.starts_with('/') && !sub.split('/').any(|part| part == ".."),
+            &format!("{path}.subPath"),
+            "must be a relative path without '..'",
+        );
+        no_nul(&format!("{path}.subPath"), sub, faults);
+    }
+}
+
+fn resources(path: &str, resources: &Resources, limits: &NodeLimits, faults: &mut Faults<'_>) {
+    let path = format!("{path}.resources");
+    for (kind, amounts) in [
+        ("requests", &resources.requests),
+        ("limits", &resources.limits),
+    ] {
+        for (name, amount) in amounts {
+            let path = format!("{path}.{kind}.{name}");
+            match name.as_str() {
+                "cpu" | "memory" => {
+                    faults.require(!amount.is_negative(), &path, "must not be negative");
+                    too_much(&path, name, *amount, limits, faults);
+                }
+                _ => faults.add(&path, "not supported yet"),
+            }
+        }
+    }
+    for (name, request) in &resources.requests {
+        if let Some(limit) = resources.limits.get(name)
+            && request > limit
+        {
+            let message = format!("{request} is more than the limit of {limit}");
+            faults.add(format!("{path}.requests.{name}"), message);
+        }
+    }
+}
+
+/// Amounts that no VM of this node can have.
+fn too_much(
+    path: &str,
+    name: &str,
+    amount: Quantity,
+    limits: &NodeLimits,
+    faults: &mut Faults<'_>,
+) {
+    if name == "cpu" {
+        if amount.ceil() > u64::from(vm_spec::MAX_VCPUS) {
+            let most = vm_spec::MAX_VCPUS;
+            faults.add(
+                path,
+                format!("{amount}: a pod's VM has at most {most} vCPUs; ask for less"),
+            );
+        }
+    } else if amount.ceil() >> 20 > limits.memory_mib {
+        let most = limits.memory_mib;
+        faults.add(
+            path,
+            format!("{amount}: this node gives a pod at most {most} MiB; ask for less or use a larger node"),
+        );
+    }
+}

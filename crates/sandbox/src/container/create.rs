@@ -1,0 +1,139 @@
+//! Making a container: image leased and attached, then the agent's part.
+
+use crate::clock::{Stopwatch, now_ns};
+use crate::error::SandboxError;
+use crate::live::Live;
+use crate::record::{Container, ContainerState, SandboxState, Stage, Step, stages};
+use crate::recorded::Recorded;
+use crate::registry::{ContainerEntry, Entry};
+use crate::spec::ContainerSpec;
+use crate::{Inner, container, vm_plan};
+use guest_api::proto::client_message::Call;
+use std::sync::Arc;
+use vm_spec::proto::{Bay, Extent};
+
+/// Most containers of a sandbox, ended ones included.
+const MAX_CONTAINERS: usize = 1024;
+
+/// Reserves the name, then makes the container; undoes all of it if that fails.
+pub(crate) async fn create(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    spec: ContainerSpec,
+) -> Result<Container, SandboxError> {
+    let sandbox = entry.record.get();
+    if sandbox.state != SandboxState::Ready {
+        entry.require_live()?;
+        return Err(entry.wrong_state(sandbox.state, "Ready"));
+    }
+    vm_plan::check_container(&spec, &sandbox.spec)?;
+    if entry.containers().len() >= MAX_CONTAINERS {
+        return Err(SandboxError::Invalid {
+            field: "sandbox",
+            message: format!("it has {MAX_CONTAINERS} containers, as many as it can; remove some"),
+        });
+    }
+    let name = format!("container {} (attempt {})", spec.name, spec.attempt);
+    let record = Container {
+        id: crate::new_id(),
+        sandbox_id: entry.id.clone(),
+        spec,
+        image_id: String::new(),
+        state: ContainerState::Creating,
+        pid: 0,
+        created_at_ns: now_ns(),
+        started_at_ns: 0,
+        exit: None,
+        stages: Vec::new(),
+        steps: Vec::new(),
+    };
+    let id = record.id.clone();
+    let recorded = Recorded::new(inner.containers.clone(), &id, record);
+    let item = Arc::new(ContainerEntry::new(recorded));
+    let _operation = item.operation.lock().await;
+    entry
+        .add_container(Arc::clone(&item))
+        .map_err(|id| SandboxError::Exists { name, id })?;
+    if let Err(error) = item.record.update(|_| ()).await {
+        entry.drop_container(&id);
+        return Err(error);
+    }
+    inner.announce_container(&entry.id, &id, ContainerState::Creating);
+    if let Err(error) = try_create(inner, entry, &item).await {
+        if let Err(undo) = container::remove::forget_locked(inner, entry, &item).await {
+            tracing::error!(container = id, error = %undo, "a failed container could not be undone");
+        }
+        return Err(error);
+    }
+    Ok(item.record.get())
+}
+
+async fn try_create(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    item: &Arc<ContainerEntry>,
+) -> Result<(), SandboxError> {
+    let live = entry.require_live()?;
+    let spec = item.record.read(|c| c.spec.clone());
+    let clock = Stopwatch::start();
+    let image = inner.images.find(&spec.image).await?;
+    let image_id = image.id().to_owned();
+    item.record
+        .update(|c| {
+            c.image_id = image_id.clone();
+            c.steps.push(Step::ImageLease(image_id.clone()));
+        })
+        .await?;
+    inner.images.lease(&image, &item.id).await?;
+    item.record
+        .update(|c| c.steps.push(Step::ImageExtent(image.extent())))
+        .await?;
+    let extent = attach_image(inner, entry, &live, &image).await?;
+    let attached = clock.stage(stages::IMAGE_ATTACH);
+
+    let clock = Stopwatch::start();
+    item.record
+        .update(|c| {
+            c.stages.push(attached);
+            c.steps.push(Step::GuestContainer);
+        })
+        .await?;
+    let call = Call::CreateContainer(vm_plan::create(&item.id, &spec, &extent));
+    live.call("create the container", call, &inner.config.timeouts)
+        .await?;
+    created(inner, entry, item, clock.stage(stages::CREATE)).await
+}
+
+async fn created(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    item: &Arc<ContainerEntry>,
+    stage: Stage,
+) -> Result<(), SandboxError> {
+    item.record
+        .update(|c| {
+            c.stages.push(stage);
+            c.state = ContainerState::Created;
+        })
+        .await?;
+    inner.announce_container(&entry.id, &item.id, ContainerState::Created);
+    Ok(())
+}
+
+/// The image's extent, attached if no other container has it yet.
+async fn attach_image(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    live: &Live,
+    image: &crate::images::FoundImage,
+) -> Result<Extent, SandboxError> {
+    let mut images = entry.images.lock().await;
+    let name = image.extent();
+    if let Some(extent) = images.get(&name) {
+        return Ok(extent.clone());
+    }
+    let file = inner.images.open(image).await?;
+    let extent = live.vmm.attach_disk(&name, Bay::ReadOnly, file).await?;
+    images.insert(name, extent.clone());
+    Ok(extent)
+}

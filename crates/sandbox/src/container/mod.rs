@@ -1,0 +1,11 @@
+//! The life of a container, one file per operation.
+
+mod create;
+mod remove;
+mod start;
+mod stop;
+
+pub(crate) use create::create;
+pub(crate) use remove::{forget, remove, undo_container_step};
+pub(crate) use start::start;
+pub(crate) use stop::stop;

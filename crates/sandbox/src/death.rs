@@ -1,0 +1,136 @@
+//! Why a VM ended: its VMM's own account, otherwise what its logs say last.
+
+use crate::config::Paths;
+use crate::guest::printable;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use vm_spec::proto::vm_exit::Reason;
+
+/// Bytes of a file's end that are looked at.
+const TAIL: u64 = 16 << 10;
+/// Lines of the VMM's log that are told.
+const LOG_LINES: usize = 3;
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Death {
+    /// A sentence without a full stop.
+    pub(crate) cause: String,
+    /// The guest or its caller ended it in order.
+    pub(crate) orderly: bool,
+}
+
+/// Looks for the cause of the death of the VM with these directories.
+pub(crate) fn find(paths: &Paths) -> Death {
+    let exit = tail(&paths.exit()).and_then(|text| vm_spec::exit_from_json(&text).ok());
+    if let Some(exit) = exit {
+        let orderly = matches!(exit.reason(), Reason::GuestShutdown | Reason::Killed);
+        let what = match exit.reason() {
+            Reason::GuestShutdown => "the guest powered off",
+            Reason::GuestPanic => "the guest kernel panicked",
+            Reason::Killed => "it was ended by request",
+            Reason::EngineFailure => "the engine could not go on",
+            Reason::Unspecified => "for a reason unknown to this version",
+        };
+        let message = printable(exit.message.trim());
+        let cause = if message.is_empty() || orderly {
+            what.to_owned()
+        } else {
+            format!("{what}: {message}")
+        };
+        return Death { cause, orderly };
+    }
+    let kernel_log = paths.kernel_log();
+    if let Some(line) = tail(&kernel_log).and_then(|text| panic_line(&text)) {
+        let cause = format!(
+            "the guest kernel panicked: {line} (see {})",
+            kernel_log.display()
+        );
+        return Death {
+            cause,
+            orderly: false,
+        };
+    }
+    let vmm_log = paths.vmm_log();
+    let said = tail(&vmm_log)
+        .map(|text| last_lines(&text))
+        .unwrap_or_default();
+    let cause = if said.is_empty() {
+        "its spherule-vmm process was killed (kill -9, or the host's OOM killer: see dmesg)".into()
+    } else {
+        let log = vmm_log.display();
+        format!("its spherule-vmm process died; its log {log} ends with: {said}")
+    };
+    Death {
+        cause,
+        orderly: false,
+    }
+}
+
+/// The last bytes of a file as text.
+fn tail(path: &Path) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))
+        .ok()?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn panic_line(text: &str) -> Option<String> {
+    let line = text.lines().rfind(|line| line.contains("Kernel panic"))?;
+    Some(printable(line.trim()))
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+    printable(&lines[lines.len().saturating_sub(LOG_LINES)..].join(" | "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn dir() -> (tempfile::TempDir, Paths) {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            state: dir.path().to_owned(),
+            run: dir.path().to_owned(),
+        };
+        (dir, paths)
+    }
+
+    #[test]
+    fn the_vmms_own_account_comes_first() {
+        let (_dir, paths) = dir();
+        fs::write(
+            paths.kernel_log(),
+            "[ 1.0] Kernel panic - not syncing: log\n",
+        )
+        .unwrap();
+        assert!(find(&paths).cause.contains("not syncing: log"));
+        let exit = vm_spec::proto::VmExit {
+            reason: Reason::EngineFailure.into(),
+            message: "QEMU died".into(),
+        };
+        fs::write(paths.exit(), vm_spec::exit_to_json(&exit)).unwrap();
+        let death = find(&paths);
+        assert_eq!(death.cause, "the engine could not go on: QEMU died");
+        assert!(!death.orderly);
+    }
+
+    #[test]
+    fn without_any_account_the_log_or_the_killer_is_named() {
+        let (_dir, paths) = dir();
+        assert!(find(&paths).cause.contains("killed"));
+        fs::write(paths.vmm_log(), "one\ntwo\n\nthree\nfour\u{1b}[0m\n").unwrap();
+        assert!(
+            find(&paths).cause.ends_with("two | three | four [0m"),
+            "{}",
+            find(&paths).cause
+        );
+    }
+}

@@ -1,0 +1,9 @@
+//! The host's side of the wire to spherule-init. The guest is hostile: frames,
+//! texts and lists from it are bounded, and nothing it says is trusted further
+//! than its own VM.
+
+mod client;
+mod vsock;
+
+pub(crate) use client::{GuestClient, GuestError, printable};
+pub(crate) use vsock::connect;

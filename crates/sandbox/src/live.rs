@@ -1,0 +1,129 @@
+//! A running VM as its sandbox holds it: the VMM's process and control wire,
+//! and the agent's connection, which may come and go.
+
+use crate::config::{Paths, Timeouts};
+use crate::error::{SandboxError, chain};
+use crate::guest::{GuestClient, GuestError};
+use crate::vmm::{Process, Vmm};
+use guest_api::proto::{client_message::Call, response};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use tokio::sync::watch;
+
+/// A VM that was started and may have died since.
+#[derive(Debug)]
+pub(crate) struct Live {
+    id: String,
+    pub(crate) process: Process,
+    pub(crate) vmm: Vmm,
+    pub(crate) paths: Paths,
+    /// The agent's connection, `None` while there is none.
+    guest: watch::Sender<Option<Arc<GuestClient>>>,
+    /// Why the VM ended, once it has.
+    died: watch::Sender<Option<String>>,
+    /// Number of the last event that was taken from the agent.
+    pub(crate) last_event: AtomicU64,
+}
+
+impl Live {
+    pub(crate) fn new(id: &str, process: Process, vmm: Vmm, paths: Paths) -> Self {
+        Self {
+            id: id.to_owned(),
+            process,
+            vmm,
+            paths,
+            guest: watch::Sender::new(None),
+            died: watch::Sender::new(None),
+            last_event: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn set_guest(&self, guest: Option<Arc<GuestClient>>) {
+        self.guest.send_replace(guest);
+    }
+
+    /// Says that the VM is gone; whoever waits for it learns why.
+    pub(crate) fn set_died(&self, cause: String) {
+        self.died.send_replace(Some(cause));
+        self.guest.send_replace(None);
+    }
+
+    /// Waits for the VM's end; returns the cause.
+    pub(crate) async fn died(&self) -> String {
+        let mut died = self.died.subscribe();
+        match died.wait_for(Option::is_some).await {
+            Ok(cause) => cause.clone().unwrap_or_default(),
+            Err(_) => String::new(),
+        }
+    }
+
+    /// Why the VM ended, if it has.
+    pub(crate) fn cause(&self) -> Option<String> {
+        self.died.borrow().clone()
+    }
+
+    /// Makes a call to the agent: waits for a connection within the call's time,
+    /// fails at once when the VM dies.
+    pub(crate) async fn call(
+        &self,
+        what: &'static str,
+        call: Call,
+        timeouts: &Timeouts,
+    ) -> Result<response::Result, SandboxError> {
+        let work = async {
+            let guest = self.connected().await?;
+            guest.call(call, timeouts.call).await
+        };
+        let result = tokio::select! {
+            result = tokio::time::timeout(timeouts.call, work) => {
+                result.unwrap_or(Err(GuestError::Timeout(timeouts.call)))
+            }
+            cause = self.died() => {
+                return Err(SandboxError::VmDied { id: self.id.clone(), cause });
+            }
+        };
+        match result {
+            Ok(result) => Ok(result),
+            Err(GuestError::Lost) => {
+                // The connection often breaks a moment before the VM is known
+                // to be dead; then that is the cause to tell.
+                let patience = std::time::Duration::from_millis(500);
+                match tokio::time::timeout(patience, self.died()).await {
+                    Ok(cause) => Err(SandboxError::VmDied {
+                        id: self.id.clone(),
+                        cause,
+                    }),
+                    Err(_) => Err(self.failed(what, &GuestError::Lost)),
+                }
+            }
+            Err(error) => Err(self.failed(what, &error)),
+        }
+    }
+
+    async fn connected(&self) -> Result<Arc<GuestClient>, GuestError> {
+        let mut guest = self.guest.subscribe();
+        let found = guest.wait_for(Option::is_some).await;
+        found.ok().and_then(|g| g.clone()).ok_or(GuestError::Lost)
+    }
+
+    fn failed(&self, what: &'static str, error: &GuestError) -> SandboxError {
+        match error {
+            GuestError::Timeout(limit) => SandboxError::AgentTimeout {
+                id: self.id.clone(),
+                what,
+                seconds: limit.as_secs(),
+                kernel_log: self.paths.kernel_log().display().to_string(),
+            },
+            error => SandboxError::Guest {
+                id: self.id.clone(),
+                what,
+                message: chain(error),
+            },
+        }
+    }
+
+    /// An answer of the wrong kind.
+    pub(crate) fn wrong_answer(&self, what: &'static str) -> SandboxError {
+        self.failed(what, &GuestError::WrongAnswer)
+    }
+}

@@ -1,0 +1,150 @@
+//! Processes and directories that belong to no record: what a killed daemon
+//! left in the middle of something. Only what lies under our own directories.
+
+use crate::process_end::ProcessEnd;
+use crate::vmm;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A VMM's process and the directory it works in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Found {
+    pid: u32,
+    dir: PathBuf,
+}
+
+/// All VMM processes of the host, whosever they are.
+fn vmms() -> Vec<Found> {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    processes
+        .filter_map(Result::ok)
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let line = fs::read(entry.path().join("cmdline")).ok()?;
+            if !is_vmm(&line) {
+                return None;
+            }
+            let dir = fs::read_link(entry.path().join("cwd")).ok()?;
+            Some(Found {
+                pid,
+                dir: without_mark(dir),
+            })
+        })
+        .collect()
+}
+
+/// Whether a command line is a VMM's.
+fn is_vmm(line: &[u8]) -> bool {
+    let program = line.split(|b| *b == 0).next().unwrap_or_default();
+    Path::new(OsStr::from_bytes(program)).file_name() == Some(OsStr::new(vmm::PROGRAM))
+}
+
+/// The path of a directory that was removed meanwhile, without the kernel's mark.
+fn without_mark(dir: PathBuf) -> PathBuf {
+    match dir.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+        Some(path) => PathBuf::from(OsStr::from_bytes(path)),
+        None => dir,
+    }
+}
+
+/// Ends every VMM whose directory is `dir`.
+pub(crate) async fn end_vmms_of(dir: &Path, limit: Duration) {
+    for found in vmms() {
+        if found.dir == dir {
+            end(&found, limit).await;
+        }
+    }
+}
+
+async fn end(found: &Found, limit: Duration) {
+    // By descriptor, so that no other process of that number is hit.
+    let pid = i32::try_from(found.pid).ok().and_then(Pid::from_raw);
+    let Some(Ok(process)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
+        return;
+    };
+    if !vmms().contains(found) {
+        return;
+    }
+    let _ = pidfd_send_signal(&process, Signal::KILL);
+    let Ok(process) = ProcessEnd::new(process) else {
+        return;
+    };
+    if tokio::time::timeout(limit, process.wait()).await.is_err() {
+        tracing::error!(pid = found.pid, "a VMM does not end after SIGKILL");
+    }
+}
+
+/// Ends VMMs and removes directories below `<run>/pods` and `<root>/pods` whose
+/// name is none of `known`.
+pub(crate) async fn sweep(root: &Path, run: &Path, known: &BTreeSet<String>, limit: Duration) {
+    let ours = run.join("pods");
+    for found in vmms() {
+        let stray = found.dir.parent() == Some(&ours)
+            && found
+                .dir
+                .file_name()
+                .and_then(OsStr::to_str)
+                .is_none_or(|id| !known.contains(id));
+        if stray {
+            tracing::warn!(pid = found.pid, dir = %found.dir.display(), "ending a VMM of no sandbox");
+            end(&found, limit).await;
+        }
+    }
+    for dir in [ours, root.join("pods")] {
+        for name in stray_names(&dir, known) {
+            let path = dir.join(name);
+            tracing::warn!(path = %path.display(), "removing a directory of no sandbox");
+            if let Err(error) = crate::undo::remove_dir(&path) {
+                tracing::warn!(%error, "it stays");
+            }
+        }
+    }
+}
+
+fn stray_names(dir: &Path, known: &BTreeSet<String>) -> Vec<OsString> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.file_name())
+        .filter(|name| name.to_str().is_none_or(|id| !known.contains(id)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vmm_is_known_by_its_program() {
+        assert!(is_vmm(b"/usr/lib/spherule-vmm\0--dir\0.\0"));
+        assert!(is_vmm(b"spherule-vmm\0"));
+        assert!(!is_vmm(b"vim\0spherule-vmm\0"));
+        assert!(!is_vmm(b""));
+        assert_eq!(
+            without_mark("/run/x (deleted)".into()),
+            PathBuf::from("/run/x")
+        );
+    }
+
+    #[tokio::test]
+    async fn directories_of_no_record_go_the_others_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, run) = (dir.path().join("root"), dir.path().join("run"));
+        for path in ["root/pods/a/x", "root/pods/b/x", "run/pods/b", "root/other"] {
+            fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        let known = BTreeSet::from(["a".to_owned()]);
+        sweep(&root, &run, &known, Duration::from_secs(1)).await;
+        assert!(root.join("pods/a/x").exists() && root.join("other").exists());
+        assert!(!root.join("pods/b").exists() && !run.join("pods/b").exists());
+    }
+}

@@ -1,0 +1,222 @@
+//! What callers ask for: plain structs, shaped after the CRI's sandbox and
+//! container configurations without knowing their types.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// What runs the virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// Our own VMM on /dev/kvm.
+    Kvm,
+    /// Our device back ends below qemu-system-x86_64.
+    Qemu,
+}
+
+impl Engine {
+    /// The engine as the VMM's wire names it.
+    pub fn to_proto(self) -> vm_spec::proto::Engine {
+        match self {
+            Self::Kvm => vm_spec::proto::Engine::Kvm,
+            Self::Qemu => vm_spec::proto::Engine::Qemu,
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Qemu => "qemu",
+        })
+    }
+}
+
+/// A micro-VM that containers can be put into.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// The caller's id: 1 to 64 of `[a-z0-9-]`; see [`crate::new_id`].
+    pub id: String,
+    /// Name, namespace, uid and attempt together are unique on the node: a
+    /// repeated request never makes a second sandbox.
+    pub name: String,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Unique id of the pod.
+    pub uid: String,
+    /// Counts the sandboxes of one pod, from 0.
+    pub attempt: u32,
+    /// For selecting.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Kept, not interpreted.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// Host name inside the guest.
+    pub hostname: String,
+    /// 1 to [`vm_spec::MAX_VCPUS`].
+    pub vcpus: u32,
+    /// Guest memory in MiB, at least [`vm_spec::MIN_MEMORY_MIB`].
+    pub memory_mib: u64,
+    /// `None`: the manager's default.
+    #[serde(default)]
+    pub engine: Option<Engine>,
+    /// Size of the scratch disk in MiB; `None`: the manager's default.
+    #[serde(default)]
+    pub scratch_mib: Option<u64>,
+    /// Containers share one PID namespace.
+    #[serde(default)]
+    pub share_process_namespace: bool,
+    /// Kernel parameters of the guest.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
+    /// Bytes of the pod's /dev/shm; 0: the guest's default.
+    #[serde(default)]
+    pub shm_size: u64,
+    /// Directories that containers share.
+    #[serde(default)]
+    pub volumes: Vec<VolumeSpec>,
+    /// Text of /etc/hosts; empty: the image's own stays.
+    #[serde(default)]
+    pub etc_hosts: String,
+    /// Text of /etc/resolv.conf; empty: the image's own stays.
+    #[serde(default)]
+    pub resolv_conf: String,
+}
+
+/// A directory of the sandbox that its containers can mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// A DNS label, unique in the sandbox.
+    pub name: String,
+    /// Where its bytes live.
+    pub medium: Medium,
+    /// Bytes; 0 is no limit.
+    pub size_limit: u64,
+}
+
+/// Where a volume's bytes live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Medium {
+    /// The sandbox's scratch disk.
+    Scratch,
+    /// Guest memory (tmpfs).
+    Memory,
+}
+
+/// A container of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Name and attempt are unique in the sandbox.
+    pub name: String,
+    /// Counts the instances of this container, from 0.
+    pub attempt: u32,
+    /// For selecting.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Kept, not interpreted.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// Any name of a local image: reference, digest or id.
+    pub image: String,
+    /// What runs in it, complete: nothing is taken from the image's configuration.
+    pub process: ProcessSpec,
+    /// Volumes of the sandbox to mount.
+    #[serde(default)]
+    pub mounts: Vec<MountSpec>,
+    /// The root file system is mounted read-only.
+    #[serde(default)]
+    pub readonly_rootfs: bool,
+    /// All capabilities and devices, inside the guest.
+    #[serde(default)]
+    pub privileged: bool,
+    /// Limits inside the guest.
+    #[serde(default)]
+    pub resources: ResourceSpec,
+    /// Where output goes, in the CRI log format; missing directories are made.
+    pub log_path: PathBuf,
+    /// Sent by [`crate::Sandboxes::stop_container`] where it names none; 0: SIGTERM.
+    #[serde(default)]
+    pub stop_signal: u32,
+}
+
+/// The container's first process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// Program and arguments; not empty.
+    pub args: Vec<String>,
+    /// NAME=VALUE.
+    pub env: Vec<String>,
+    /// Absolute.
+    pub cwd: String,
+    /// User as an image's configuration says it, used where `uid` is `None`.
+    pub user: String,
+    /// Numeric user id.
+    pub uid: Option<u32>,
+    /// Numeric group id.
+    pub gid: Option<u32>,
+    /// Supplementary groups.
+    pub additional_gids: Vec<u32>,
+    /// Capabilities the process starts with, as "CAP_CHOWN" (bounding,
+    /// effective, permitted).
+    pub capabilities: Vec<String>,
+    /// Resource limits.
+    pub rlimits: Vec<RlimitSpec>,
+    /// A terminal instead of pipes.
+    pub terminal: bool,
+    /// Keep stdin open.
+    pub stdin: bool,
+    /// No program it executes gains privileges.
+    pub no_new_privileges: bool,
+    /// -1000 to 1000, inside the guest.
+    pub oom_score_adj: i32,
+}
+
+/// One resource limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RlimitSpec {
+    /// "RLIMIT_NOFILE".
+    pub kind: String,
+    /// Soft limit.
+    pub soft: u64,
+    /// Hard limit.
+    pub hard: u64,
+}
+
+/// A volume of the sandbox inside a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountSpec {
+    /// Name of the volume.
+    pub volume: String,
+    /// Below the volume; empty: all of it.
+    #[serde(default)]
+    pub sub_path: String,
+    /// Absolute path in the container.
+    pub destination: String,
+    /// Mounted read-only.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// Limits of a container inside the guest (cgroup v2); 0: none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceSpec {
+    /// CPU microseconds per period.
+    pub cpu_quota_us: u64,
+    /// The period in microseconds.
+    pub cpu_period_us: u64,
+    /// 1 to 10000.
+    pub cpu_weight: u64,
+    /// Bytes.
+    pub memory_max: u64,
+    /// Bytes that are reclaimed last.
+    pub memory_low: u64,
+    /// Processes and threads.
+    pub pids_max: u64,
+    /// One victim of the OOM killer ends the whole container.
+    pub oom_group: bool,
+}

@@ -1,0 +1,132 @@
+//! The undo stack: what each step of a sandbox or container takes back. The
+//! stack is part of the record, so a daemon that was killed in the middle
+//! undoes the same as the one that began. Every undo can be repeated.
+
+use crate::container::undo_container_step;
+use crate::error::SandboxError;
+use crate::record::{NotReadyReason, SandboxState, Step};
+use crate::registry::Entry;
+use crate::{Inner, death, orphans};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What is left of a sandbox after an undo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// The directory with its logs: the sandbox stays as a record.
+    Logs,
+    /// Nothing.
+    Nothing,
+}
+
+/// Undoes the steps of a sandbox from the last to the first; its containers go
+/// first unless they are kept with the logs. The first failure ends it, and what
+/// is left of the stack stays recorded.
+pub(crate) async fn undo_sandbox(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    keep: Keep,
+) -> Result<(), SandboxError> {
+    if keep == Keep::Nothing {
+        for container in entry.containers() {
+            crate::container::forget(inner, entry, &container).await?;
+        }
+    }
+    let steps = entry.record.read(|s| s.steps.clone());
+    for step in steps.iter().rev() {
+        if keep == Keep::Logs && *step == Step::StateDir {
+            continue;
+        }
+        undo_step(inner, entry, step).await?;
+        entry
+            .record
+            .update(|sandbox| sandbox.steps.retain(|other| other != step))
+            .await?;
+    }
+    Ok(())
+}
+
+async fn undo_step(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    step: &Step,
+) -> Result<(), SandboxError> {
+    let paths = inner.config.paths(&entry.id);
+    match step {
+        Step::StateDir => remove_dir(&paths.state),
+        Step::RunDir => remove_dir(&paths.run),
+        Step::Scratch => remove_file(&paths.scratch()),
+        Step::Vmm(_) => {
+            let live = entry.live();
+            if let Some(live) = &live {
+                live.process
+                    .kill_and_wait(inner.config.timeouts.vmm_exit)
+                    .await;
+            }
+            // Also finds one whose start was recorded, but not its pid.
+            orphans::end_vmms_of(&paths.run, inner.config.timeouts.vmm_exit).await;
+            if let Some(live) = live {
+                live.set_died(death::find(&paths).cause);
+            }
+            entry.set_live(None);
+            crate::vmm::remove_cgroup(&entry.id);
+            Ok(())
+        }
+        // Steps of containers are on containers' stacks.
+        Step::ImageLease(_) | Step::ImageExtent(_) | Step::GuestContainer | Step::Log => Ok(()),
+    }
+}
+
+/// Undoes the steps of a container, as [`undo_sandbox`] does.
+pub(crate) async fn undo_container(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    container: &crate::registry::ContainerEntry,
+) -> Result<(), SandboxError> {
+    let steps = container.record.read(|c| c.steps.clone());
+    for step in steps.iter().rev() {
+        undo_container_step(inner, entry, container, step).await?;
+        container
+            .record
+            .update(|record| record.steps.retain(|other| other != step))
+            .await?;
+    }
+    Ok(())
+}
+
+/// After a failed start: nothing of the sandbox stays, or, where that fails,
+/// its record, for a removal to try again.
+pub(crate) async fn abandon(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &SandboxError) {
+    let undone = undo_sandbox(inner, entry, Keep::Nothing).await;
+    let result = match undone {
+        Ok(()) => inner.forget_sandbox(entry).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = result {
+        tracing::error!(sandbox = entry.id, %error, "a failed sandbox could not be undone; remove it");
+        let reason = NotReadyReason::VmDied(cause.to_string());
+        let _ = inner
+            .set_sandbox_state(entry, SandboxState::NotReady, Some(reason))
+            .await;
+    }
+}
+
+/// Removes a directory and all below it; a missing one is no fault.
+pub(crate) fn remove_dir(path: &Path) -> Result<(), SandboxError> {
+    absent_is_fine(std::fs::remove_dir_all(path), path)
+}
+
+/// Removes a file; a missing one is no fault.
+pub(crate) fn remove_file(path: &Path) -> Result<(), SandboxError> {
+    absent_is_fine(std::fs::remove_file(path), path)
+}
+
+fn absent_is_fine(result: io::Result<()>, path: &Path) -> Result<(), SandboxError> {
+    match result {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(SandboxError::file("cannot remove", path, e))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,351 @@
+//! From a sandbox's specification to what the VMM and the agent are asked for:
+//! pure, so that it can be looked at without a VM.
+
+use crate::config::{Config, MAX_ID, Paths};
+use crate::error::SandboxError;
+use crate::spec::{ContainerSpec, Engine, Medium, ProcessSpec, SandboxSpec};
+use guest_api::proto as guest;
+use std::collections::BTreeSet;
+use vm_spec::proto::{BootRequest, Extent};
+
+/// Most volumes, sysctls or mounts that are taken.
+const MAX_ITEMS: usize = 256;
+/// Least size of a scratch disk in MiB: an ext4 with quota needs some.
+const MIN_SCRATCH_MIB: u64 = 16;
+/// Largest size of a scratch disk in MiB (16 TiB).
+const MAX_SCRATCH_MIB: u64 = 16 << 20;
+
+fn invalid(field: &'static str, message: impl Into<String>) -> SandboxError {
+    SandboxError::Invalid {
+        field,
+        message: message.into(),
+    }
+}
+
+/// Whether a text may be the id of a sandbox, and so a directory's name.
+pub(crate) fn is_id(text: &str) -> bool {
+    (1..=MAX_ID).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.starts_with('-')
+}
+
+/// Refuses a specification no VM can have.
+pub(crate) fn check_sandbox(spec: &SandboxSpec, paths: &Paths) -> Result<(), SandboxError> {
+    if !is_id(&spec.id) {
+        let form = "must be 1 to 64 lower-case letters, digits and '-'";
+        return Err(invalid("id", format!("{:?} {form}", spec.id)));
+    }
+    if !paths.sockets_fit() {
+        return Err(invalid("id", "too long for the paths of its sockets"));
+    }
+    if spec.name.is_empty() {
+        return Err(invalid("name", "required"));
+    }
+    if spec.hostname.is_empty() || spec.hostname.len() > 64 {
+        return Err(invalid("hostname", "must have 1 to 64 characters"));
+    }
+    if let Some(mib) = spec.scratch_mib
+        && !(MIN_SCRATCH_MIB..=MAX_SCRATCH_MIB).contains(&mib)
+    {
+        let allowed = format!("{mib} MiB: must be {MIN_SCRATCH_MIB} to {MAX_SCRATCH_MIB} MiB");
+        return Err(invalid("scratch_mib", allowed));
+    }
+    if spec.volumes.len() > MAX_ITEMS || spec.sysctls.len() > MAX_ITEMS {
+        return Err(invalid("volumes", "more than 256 volumes or sysctls"));
+    }
+    let names: BTreeSet<&str> = spec.volumes.iter().map(|v| v.name.as_str()).collect();
+    if names.len() != spec.volumes.len() {
+        return Err(invalid("volumes", "two volumes of one name"));
+    }
+    let request = boot(spec, Engine::Kvm, "", 0);
+    vm_spec::check_boot(&request).map_err(|error| invalid("vm", error.to_string()))
+}
+
+/// Refuses a container that cannot be in that sandbox.
+pub(crate) fn check_container(
+    spec: &ContainerSpec,
+    sandbox: &SandboxSpec,
+) -> Result<(), SandboxError> {
+    if spec.name.is_empty() {
+        return Err(invalid("name", "required"));
+    }
+    if spec.process.args.is_empty() {
+        return Err(invalid("process.args", "required"));
+    }
+    if !spec.process.cwd.starts_with('/') {
+        return Err(invalid("process.cwd", "must be an absolute path"));
+    }
+    if !spec.log_path.is_absolute() {
+        return Err(invalid("log_path", "must be an absolute path"));
+    }
+    if spec.mounts.len() > MAX_ITEMS {
+        return Err(invalid("mounts", "more than 256 mounts"));
+    }
+    for mount in &spec.mounts {
+        if !sandbox.volumes.iter().any(|v| v.name == mount.volume) {
+            let message = format!("the sandbox has no volume {:?}", mount.volume);
+            return Err(invalid("mounts", message));
+        }
+        if !mount.destination.starts_with('/') {
+            return Err(invalid("mounts", "a destination must be an absolute path"));
+        }
+    }
+    Ok(())
+}
+
+/// The VM.
+pub(crate) fn boot(
+    spec: &SandboxSpec,
+    engine: Engine,
+    extra_cmdline: &str,
+    kernel_log_limit: u64,
+) -> BootRequest {
+    BootRequest {
+        engine: engine.to_proto().into(),
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_mib,
+        extra_cmdline: extra_cmdline.to_owned(),
+        kernel_log_limit,
+    }
+}
+
+/// The VM of a sandbox under these settings.
+pub(crate) fn boot_request(spec: &SandboxSpec, engine: Engine, config: &Config) -> BootRequest {
+    boot(spec, engine, &config.extra_cmdline, config.kernel_log_limit)
+}
+
+/// Part of a bay as the agent names it.
+pub(crate) fn disk_extent(extent: &Extent) -> guest::DiskExtent {
+    let device = match extent.bay() {
+        vm_spec::proto::Bay::Writable => "vdb",
+        _ => "vda",
+    };
+    guest::DiskExtent {
+        device: device.to_owned(),
+        offset: extent.offset,
+        length: extent.length,
+    }
+}
+
+/// What the agent is told of the sandbox.
+pub(crate) fn setup(
+    spec: &SandboxSpec,
+    scratch: &Extent,
+    unix_time_ns: u64,
+    entropy: Vec<u8>,
+) -> guest::SetupSandboxRequest {
+    guest::SetupSandboxRequest {
+        sandbox_id: spec.id.clone(),
+        hostname: spec.hostname.clone(),
+        unix_time_ns,
+        entropy,
+        scratch: Some(disk_extent(scratch)),
+        share_process_namespace: spec.share_process_namespace,
+        sysctls: spec.sysctls.clone().into_iter().collect(),
+        shm_size: spec.shm_size,
+        volumes: spec
+            .volumes
+            .iter()
+            .map(|volume| guest::Volume {
+                name: volume.name.clone(),
+                medium: match volume.medium {
+                    Medium::Scratch => guest::volume::Medium::Scratch,
+                    Medium::Memory => guest::volume::Medium::Memory,
+                }
+                .into(),
+                size_limit: volume.size_limit,
+            })
+            .collect(),
+        etc_hosts: spec.etc_hosts.clone(),
+        resolv_conf: spec.resolv_conf.clone(),
+    }
+}
+
+/// What the agent is told of a container.
+pub(crate) fn create(
+    id: &str,
+    spec: &ContainerSpec,
+    image: &Extent,
+) -> guest::CreateContainerRequest {
+    let limits = &spec.resources;
+    guest::CreateContainerRequest {
+        container_id: id.to_owned(),
+        image: Some(disk_extent(image)),
+        process: Some(process(&spec.process)),
+        mounts: spec
+            .mounts
+            .iter()
+            .map(|mount| guest::Mount {
+                volume: mount.volume.clone(),
+                sub_path: mount.sub_path.clone(),
+                destination: mount.destination.clone(),
+                read_only: mount.read_only,
+            })
+            .collect(),
+        readonly_rootfs: spec.readonly_rootfs,
+        privileged: spec.privileged,
+        resources: Some(guest::Resources {
+            cpu_quota_us: limits.cpu_quota_us,
+            cpu_period_us: limits.cpu_period_us,
+            cpu_weight: limits.cpu_weight,
+            memory_max: limits.memory_max,
+            memory_low: limits.memory_low,
+            pids_max: limits.pids_max,
+            oom_group: limits.oom_group,
+        }),
+    }
+}
+
+fn process(spec: &ProcessSpec) -> guest::Process {
+    let capabilities = &spec.capabilities;
+    guest::Process {
+        args: spec.args.clone(),
+        env: spec.env.clone(),
+        cwd: spec.cwd.clone(),
+        user: Some(guest::User {
+            name: spec.user.clone(),
+            uid: spec.uid,
+            gid: spec.gid,
+            additional_gids: spec.additional_gids.clone(),
+        }),
+        capabilities: Some(guest::Capabilities {
+            bounding: capabilities.clone(),
+            effective: capabilities.clone(),
+            permitted: capabilities.clone(),
+            inheritable: Vec::new(),
+            ambient: Vec::new(),
+        }),
+        rlimits: spec
+            .rlimits
+            .iter()
+            .map(|limit| guest::Rlimit {
+                kind: limit.kind.clone(),
+                soft: limit.soft,
+                hard: limit.hard,
+            })
+            .collect(),
+        terminal: spec.terminal,
+        no_new_privileges: spec.no_new_privileges,
+        stdin: spec.stdin,
+        oom_score_adj: spec.oom_score_adj,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::spec::{MountSpec, VolumeSpec};
+    use std::path::PathBuf;
+
+    pub(crate) fn spec() -> SandboxSpec {
+        SandboxSpec {
+            id: "a1".into(),
+            name: "web".into(),
+            namespace: "default".into(),
+            uid: "u".into(),
+            attempt: 0,
+            labels: Default::default(),
+            annotations: Default::default(),
+            hostname: "web".into(),
+            vcpus: 1,
+            memory_mib: 128,
+            engine: None,
+            scratch_mib: None,
+            share_process_namespace: false,
+            sysctls: Default::default(),
+            shm_size: 0,
+            volumes: vec![VolumeSpec {
+                name: "data".into(),
+                medium: Medium::Memory,
+                size_limit: 1,
+            }],
+            etc_hosts: String::new(),
+            resolv_conf: String::new(),
+        }
+    }
+
+    pub(crate) fn container_spec(log_path: PathBuf) -> ContainerSpec {
+        ContainerSpec {
+            name: "c".into(),
+            attempt: 0,
+            labels: Default::default(),
+            annotations: Default::default(),
+            image: "busybox".into(),
+            process: ProcessSpec {
+                args: vec!["true".into()],
+                cwd: "/".into(),
+                ..ProcessSpec::default()
+            },
+            mounts: Vec::new(),
+            readonly_rootfs: false,
+            privileged: false,
+            resources: Default::default(),
+            log_path,
+            stop_signal: 0,
+        }
+    }
+
+    fn paths() -> Paths {
+        Paths {
+            state: "/s".into(),
+            run: "/r".into(),
+        }
+    }
+
+    fn field(result: Result<(), SandboxError>) -> &'static str {
+        match result {
+            Err(SandboxError::Invalid { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_no_vm_can_have_is_refused_by_field() {
+        check_sandbox(&spec(), &paths()).unwrap();
+        let with = |change: fn(&mut SandboxSpec)| {
+            let mut spec = spec();
+            change(&mut spec);
+            field(check_sandbox(&spec, &paths()))
+        };
+        assert_eq!(with(|s| s.id = "../x".into()), "id");
+        assert_eq!(with(|s| s.id = String::new()), "id");
+        assert_eq!(with(|s| s.hostname = String::new()), "hostname");
+        assert_eq!(with(|s| s.vcpus = 65), "vm");
+        assert_eq!(with(|s| s.memory_mib = 1), "vm");
+        assert_eq!(with(|s| s.scratch_mib = Some(1)), "scratch_mib");
+        assert_eq!(with(|s| s.volumes.push(s.volumes[0].clone())), "volumes");
+    }
+
+    #[test]
+    fn containers_mount_only_volumes_of_their_sandbox() {
+        let mut container = container_spec("/l".into());
+        check_container(&container, &spec()).unwrap();
+        container.mounts.push(MountSpec {
+            volume: "other".into(),
+            sub_path: String::new(),
+            destination: "/d".into(),
+            read_only: false,
+        });
+        assert_eq!(field(check_container(&container, &spec())), "mounts");
+    }
+
+    #[test]
+    fn bays_have_their_device_names() {
+        let extent = |bay: vm_spec::proto::Bay| Extent {
+            bay: bay.into(),
+            offset: 4096,
+            length: 8192,
+            ..Extent::default()
+        };
+        assert_eq!(
+            disk_extent(&extent(vm_spec::proto::Bay::ReadOnly)).device,
+            "vda"
+        );
+        assert_eq!(
+            disk_extent(&extent(vm_spec::proto::Bay::Writable)).device,
+            "vdb"
+        );
+    }
+}

@@ -1,0 +1,325 @@
+//! The watcher of one VM: takes the agent's events, makes its connection anew
+//! when it breaks, and notices the VM's death. It alone records how containers
+//! and VMs end.
+
+use crate::clock::now_ns;
+use crate::guest::printable;
+use crate::live::Live;
+use crate::record::{ContainerState, Exit, NotReadyReason, SandboxState};
+use crate::registry::{ContainerEntry, Entry};
+use crate::undo::{Keep, undo_sandbox};
+use crate::{Inner, death, run};
+use guest_api::proto::{
+    self as guest, ContainerExited, ListContainersRequest, SubscribeRequest, client_message::Call,
+    container_state::Phase, event, response,
+};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// The agent's events on one connection.
+pub(crate) type GuestEvents = mpsc::Receiver<guest::Event>;
+
+/// How long events that were sent before the VM's end are still waited for.
+const LAST_EVENTS: Duration = Duration::from_millis(500);
+/// Exit code of a container that ended with its VM, as of one killed by SIGKILL.
+const CODE_LOST: i32 = 137;
+
+/// Watches a VM until its end. The sender takes the first connection's events;
+/// dropped without them, the watcher connects by itself.
+pub(crate) fn spawn(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    live: &Arc<Live>,
+) -> oneshot::Sender<GuestEvents> {
+    let (sender, first) = oneshot::channel();
+    let (inner, entry, live) = (Arc::clone(inner), Arc::clone(entry), Arc::clone(live));
+    tokio::spawn(async move {
+        let mut events = None;
+        tokio::select! {
+            () = serve(&inner, &entry, &live, first, &mut events) => {}
+            () = live.process.exited() => {}
+        }
+        if let Some(mut events) = events {
+            last_events(&inner, &entry, &live, &mut events).await;
+        }
+        on_death(&inner, &entry, &live).await;
+    });
+    sender
+}
+
+/// Adopted VMs have no first connection.
+pub(crate) fn spawn_adopted(inner: &Arc<Inner>, entry: &Arc<Entry>, live: &Arc<Live>) {
+    drop(spawn(inner, entry, live));
+}
+
+/// Serves connection after connection; ends only by being dropped.
+async fn serve(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    live: &Arc<Live>,
+    first: oneshot::Receiver<GuestEvents>,
+    current: &mut Option<GuestEvents>,
+) {
+    *current = first.await.ok();
+    loop {
+        if current.is_none() {
+            match run::knock(&live.paths.vsock()).await {
+                Ok((client, events)) => {
+                    live.set_guest(Some(Arc::new(client)));
+                    *current = Some(events);
+                }
+                Err(error) => {
+                    tracing::error!(sandbox = entry.id, %error, "the agent cannot be talked to");
+                    return std::future::pending().await;
+                }
+            }
+        }
+        let subscribed = subscribe(inner, entry, live).await;
+        if let Some(events) = current.as_mut()
+            && subscribed
+        {
+            while let Some(event) = events.recv().await {
+                take(inner, entry, live, event);
+            }
+        }
+        tracing::debug!(sandbox = entry.id, "the agent's connection ended");
+        live.set_guest(None);
+        *current = None;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Asks for events since the last one, then compares the containers: the agent
+/// forgets old events.
+async fn subscribe(inner: &Arc<Inner>, entry: &Arc<Entry>, live: &Arc<Live>) -> bool {
+    let after_seq = live.last_event.load(Ordering::Relaxed);
+    let timeouts = &inner.config.timeouts;
+    let call = Call::Subscribe(SubscribeRequest { after_seq });
+    if let Err(error) = live.call("subscribe", call, timeouts).await {
+        tracing::warn!(sandbox = entry.id, %error, "no events from the agent");
+        return false;
+    }
+    let call = Call::ListContainers(ListContainersRequest {});
+    match live.call("list its containers", call, timeouts).await {
+        Ok(response::Result::ListContainers(list)) => {
+            reconcile(inner, entry, live, &list.containers).await;
+            true
+        }
+        Ok(_) => false,
+        Err(error) => {
+            tracing::warn!(sandbox = entry.id, %error, "no list of containers from the agent");
+            false
+        }
+    }
+}
+
+/// Brings the records in line with what the agent has.
+async fn reconcile(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    live: &Arc<Live>,
+    known: &[guest::ContainerState],
+) {
+    for container in entry.containers() {
+        let recorded = container.state();
+        if !matches!(recorded, ContainerState::Created | ContainerState::Running) {
+            continue;
+        }
+        let state = known
+            .iter()
+            .find(|state| state.container_id == container.id);
+        match state.map(|state| (state.phase(), state)) {
+            Some((Phase::Running, state)) if recorded == ContainerState::Created => {
+                let (pid, started) = (state.pid, state.started_at_ns);
+                // A start in this moment records it, too.
+                let _starting = container.starting.lock().await;
+                let changed = container
+                    .record
+                    .update_if(|c| {
+                        let created = c.state == ContainerState::Created;
+                        if created {
+                            c.state = ContainerState::Running;
+                            c.pid = pid;
+                            c.started_at_ns = crate::clock::nanos(started);
+                        }
+                        created
+                    })
+                    .await;
+                if matches!(changed, Ok(true)) {
+                    inner.announce_container(&entry.id, &container.id, ContainerState::Running);
+                }
+            }
+            Some((Phase::Exited, state)) => {
+                let exit = state.exit.unwrap_or_default();
+                spawn_ended(inner, entry, live, &container, &exit);
+            }
+            None if recorded == ContainerState::Running => {
+                let exit = lost("the agent in the guest does not know it any more");
+                ended(inner, entry, &container, exit).await;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Takes one event.
+fn take(inner: &Arc<Inner>, entry: &Arc<Entry>, live: &Arc<Live>, event: guest::Event) {
+    live.last_event.fetch_max(event.seq, Ordering::Relaxed);
+    let Some(event::Kind::Exited(ContainerExited { container_id, exit })) = event.kind else {
+        return;
+    };
+    if let Some(container) = entry.container(&container_id) {
+        spawn_ended(inner, entry, live, &container, &exit.unwrap_or_default());
+    }
+}
+
+/// Records an exit once the container's output is in its log. In a task of its
+/// own: one container that holds its output open must not hold up the others.
+fn spawn_ended(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    live: &Arc<Live>,
+    container: &Arc<ContainerEntry>,
+    exit: &guest::ExitStatus,
+) {
+    let exit = from_guest(exit);
+    // If the VM ends during the drain, this is still how the container ended.
+    container.set_known_exit(exit.clone());
+    let (inner, entry) = (Arc::clone(inner), Arc::clone(entry));
+    let (live, container) = (Arc::clone(live), Arc::clone(container));
+    tokio::spawn(async move {
+        let mut exit = exit;
+        // Not before the start is recorded.
+        drop(container.starting.lock().await);
+        if container.state() != ContainerState::Exited {
+            exit.log_error = drain(&inner, &live, &container.id).await;
+        }
+        ended(&inner, &entry, &container, exit).await;
+    });
+}
+
+/// Waits for the rest of the output; says what is missing.
+async fn drain(inner: &Inner, live: &Live, id: &str) -> Option<String> {
+    match live.vmm.drain_log(id, inner.config.timeouts.drain).await {
+        Ok(status) if !status.error.is_empty() => Some(printable(&status.error)),
+        Ok(status) if !status.drained => {
+            Some("its output was still open when the wait for it ended".to_owned())
+        }
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn from_guest(exit: &guest::ExitStatus) -> Exit {
+    Exit {
+        code: i32::try_from(exit.code & 0xff).unwrap_or(CODE_LOST),
+        signal: exit.signal,
+        oom_killed: exit.oom_killed,
+        lost: None,
+        log_error: None,
+        // The guest's clock is its own: a time of the host's is true.
+        finished_at_ns: now_ns(),
+    }
+}
+
+fn lost(why: impl Into<String>) -> Exit {
+    Exit {
+        code: CODE_LOST,
+        lost: Some(why.into()),
+        finished_at_ns: now_ns(),
+        ..Exit::default()
+    }
+}
+
+/// Records an exit, once.
+async fn ended(inner: &Inner, entry: &Entry, container: &ContainerEntry, exit: Exit) {
+    let changed = container
+        .record
+        .update_if(|record| {
+            let open = matches!(
+                record.state,
+                ContainerState::Created | ContainerState::Running
+            );
+            if open {
+                record.state = ContainerState::Exited;
+                record.exit = Some(exit);
+            }
+            open
+        })
+        .await;
+    match changed {
+        Ok(true) => inner.announce_container(&entry.id, &container.id, ContainerState::Exited),
+        Ok(false) => {}
+        Err(error) => tracing::error!(container = container.id, %error, "an exit was not recorded"),
+    }
+}
+
+/// What the agent said before the VM ended, and the output that goes with it.
+async fn last_events(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    live: &Arc<Live>,
+    events: &mut GuestEvents,
+) {
+    let rest = async {
+        while let Some(event) = events.recv().await {
+            live.last_event.fetch_max(event.seq, Ordering::Relaxed);
+            if let Some(event::Kind::Exited(exited)) = event.kind
+                && let Some(container) = entry.container(&exited.container_id)
+            {
+                // The VMM is gone and has written what it got.
+                let exit = from_guest(&exited.exit.unwrap_or_default());
+                ended(inner, entry, &container, exit).await;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LAST_EVENTS, rest).await;
+}
+
+/// The VM is gone: says so of it and of its containers, frees what it used.
+async fn on_death(inner: &Arc<Inner>, entry: &Arc<Entry>, live: &Arc<Live>) {
+    let death = death::find(&live.paths);
+    live.set_died(death.cause.clone());
+    if entry.record.read(|s| s.state) != SandboxState::Ready {
+        // Being made or removed: who does that takes care of the rest.
+        return;
+    }
+    let stopped = *entry.cancel.borrow();
+    settle(inner, entry, &death.cause, stopped).await;
+}
+
+/// Records that a sandbox has no VM any more. Also for a VM that ended while no
+/// daemon ran.
+pub(crate) async fn settle(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &str, stopped: bool) {
+    let (reason, why) = if stopped {
+        (
+            NotReadyReason::Stopped,
+            "the sandbox was stopped".to_owned(),
+        )
+    } else {
+        tracing::warn!(
+            sandbox = entry.id,
+            cause,
+            "a virtual machine ended by itself"
+        );
+        let why = format!("its virtual machine ended: {cause}");
+        (NotReadyReason::VmDied(cause.to_owned()), why)
+    };
+    for container in entry.containers() {
+        let exit = container.known_exit().unwrap_or_else(|| lost(why.clone()));
+        ended(inner, entry, &container, exit).await;
+    }
+    // What the VM used is freed before it is announced as gone.
+    if let Err(error) = undo_sandbox(inner, entry, Keep::Logs).await {
+        tracing::error!(sandbox = entry.id, %error, "not all of an ended VM could be freed");
+    }
+    entry.set_live(None);
+    let changed = inner
+        .set_sandbox_state(entry, SandboxState::NotReady, Some(reason))
+        .await;
+    if let Err(error) = changed {
+        tracing::error!(sandbox = entry.id, %error, "the end of a VM was not recorded");
+    }
+}
