@@ -1,5 +1,6 @@
 //! The engine's pods and the store's images as messages.
 
+use image_store::Image;
 use pod_api::v1;
 use pod_engine::{ContainerState, ContainerStatus, Phase, Pod};
 
@@ -72,5 +73,28 @@ pub(crate) fn engine(engine: Option<sandbox::Engine>) -> v1::Engine {
         Some(sandbox::Engine::Kvm) => v1::Engine::Kvm,
         Some(sandbox::Engine::Qemu) => v1::Engine::Qemu,
         None => v1::Engine::Unspecified,
+    }
+}
+
+/// The engine a caller asks for.
+pub(crate) fn requested_engine(number: i32) -> Result<Option<sandbox::Engine>, tonic::Status> {
+    match v1::Engine::try_from(number) {
+        Ok(v1::Engine::Unspecified) => Ok(None),
+        Ok(v1::Engine::Kvm) => Ok(Some(sandbox::Engine::Kvm)),
+        Ok(v1::Engine::Qemu) => Ok(Some(sandbox::Engine::Qemu)),
+        Err(_) => Err(tonic::Status::invalid_argument(format!(
+            "engine: {number} is unknown; 0 is the daemon's choice, 1 kvm, 2 qemu"
+        ))),
+    }
+}
+
+/// An image as the API shows it.
+pub(crate) fn image(image: &Image) -> v1::Image {
+    v1::Image {
+        id: image.id.to_string(),
+        tags: image.tags.clone(),
+        digests: image.digests.clone(),
+        size: image.size,
+        created_at_ns: image.created_at_ns,
     }
 }

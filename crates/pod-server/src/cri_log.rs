@@ -27,17 +27,25 @@ impl Parser {
     /// line that is no record is passed over.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<Record> {
         self.rest.extend_from_slice(bytes);
-        let Some(end) = self.rest.iter().rposition(|b| *b == b'\n') else { return Vec::new() };
+        let Some(end) = self.rest.iter().rposition(|b| *b == b'\n') else {
+            return Vec::new();
+        };
         let rest = self.rest.split_off(end + 1);
         let whole = std::mem::replace(&mut self.rest, rest);
-        whole.split_inclusive(|b| *b == b'\n').filter_map(parse_line).collect()
+        whole
+            .split_inclusive(|b| *b == b'\n')
+            .filter_map(parse_line)
+            .collect()
     }
 }
 
 fn parse_line(line: &[u8]) -> Option<Record> {
     let mut parts = line.splitn(4, |b| *b == b' ');
     let time = std::str::from_utf8(parts.next()?).ok()?;
-    let time = humantime::parse_rfc3339(time).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let time = humantime::parse_rfc3339(time)
+        .ok()?
+        .duration_since(UNIX_EPOCH)
+        .ok()?;
     let stderr = match parts.next()? {
         b"stdout" => false,
         b"stderr" => true,
@@ -51,7 +59,11 @@ fn parse_line(line: &[u8]) -> Option<Record> {
         b'P' => text.strip_suffix(b"\n")?.to_vec(),
         _ => return None,
     };
-    Some(Record { time_ns: i64::try_from(time.as_nanos()).ok()?, stderr, data })
+    Some(Record {
+        time_ns: i64::try_from(time.as_nanos()).ok()?,
+        stderr,
+        data,
+    })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod output;
 mod run;
 mod stop;
 
+use crate::serve;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,6 +56,8 @@ pub(crate) enum EngineArg {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the node's daemon
+    Serve(Box<serve::Args>),
     /// Show the daemon, its engine and why it chose that one
     Info,
     /// Run the pod of a manifest, and follow its output to its end
@@ -95,6 +98,10 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         );
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Serve(args) = cli.command {
+        serve::run(cli.run, *args)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
@@ -117,7 +124,8 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Pull(args) => images::pull(daemon, args, output).await?,
         Command::Import(args) => images::import(daemon, args, output).await?,
         Command::Rmi(args) => images::remove(daemon, args).await?,
-        Command::Completions { .. } => {}
+        // Dispatched before: they need no daemon.
+        Command::Serve(_) | Command::Completions { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }

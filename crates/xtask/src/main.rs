@@ -39,6 +39,8 @@ enum Command {
     Lint,
     /// Build the guest kernel only
     Kernel(kernel::Args),
+    /// Build the guest agent and its initramfs only
+    Guest,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -50,6 +52,10 @@ fn main() -> anyhow::Result<()> {
         Command::Bench { args } => binaries::bench(&root, &args),
         Command::Lint => lint::run(&root),
         Command::Kernel(args) => kernel::run(&root, &args),
+        Command::Guest => {
+            println!("{}", guest::ensure(&root)?.display());
+            Ok(())
+        }
     }
 }
 

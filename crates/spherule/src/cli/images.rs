@@ -61,7 +61,7 @@ fn print(images: &[Image], how: Output) {
             ]);
         }
     }
-    output::print_table(&["IMAGE", "ID", "SIZE", "ADDED"], rows);
+    output::print_table(&["IMAGE", "ID", "SIZE", "CREATED"], rows);
 }
 
 #[derive(Debug, clap::Args)]

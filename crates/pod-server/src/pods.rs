@@ -1,0 +1,131 @@
+//! PodService: delegates, nothing else.
+
+mod info;
+mod logs;
+mod watch;
+
+use crate::{convert, status};
+use pod_api::v1::pod_service_server::PodService;
+use pod_api::v1::{
+    GetPodRequest, GetPodResponse, InfoRequest, InfoResponse, ListPodsRequest, ListPodsResponse,
+    LogsRequest, LogsResponse, RemovePodRequest, RemovePodResponse, RunPodRequest, RunPodResponse,
+    StopPodRequest, StopPodResponse, WatchPodRequest, WatchPodResponse,
+};
+use pod_engine::PodEngine;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+pub use info::Facts;
+
+/// A stream of answers.
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+#[derive(Clone)]
+pub struct Pods {
+    engine: PodEngine,
+    facts: Arc<Facts>,
+}
+
+impl Pods {
+    /// Serves this engine; `facts` is what Info says beside it.
+    pub fn new(engine: PodEngine, facts: Facts) -> Self {
+        Self {
+            engine,
+            facts: Arc::new(facts),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl PodService for Pods {
+    async fn run_pod(
+        &self,
+        request: Request<RunPodRequest>,
+    ) -> Result<Response<RunPodResponse>, Status> {
+        let request = request.into_inner();
+        let engine = convert::requested_engine(request.engine)?;
+        let pod = self.engine.run_pod(&request.manifest, engine).await;
+        let pod = pod.map_err(|e| status::of_engine(&e))?;
+        Ok(Response::new(RunPodResponse {
+            pod: Some(convert::pod(&pod)),
+        }))
+    }
+
+    async fn list_pods(
+        &self,
+        request: Request<ListPodsRequest>,
+    ) -> Result<Response<ListPodsResponse>, Status> {
+        let selector = request.into_inner().label_selector.into_iter().collect();
+        let pods = self.engine.list(&selector);
+        let pods = pods.iter().map(|pod| convert::pod(pod)).collect();
+        Ok(Response::new(ListPodsResponse { pods }))
+    }
+
+    async fn get_pod(
+        &self,
+        request: Request<GetPodRequest>,
+    ) -> Result<Response<GetPodResponse>, Status> {
+        let pod = self.engine.get(&request.into_inner().pod);
+        let pod = pod.map_err(|e| status::of_engine(&e))?;
+        Ok(Response::new(GetPodResponse {
+            pod: Some(convert::pod(&pod)),
+        }))
+    }
+
+    type WatchPodStream = Answers<WatchPodResponse>;
+
+    async fn watch_pod(
+        &self,
+        request: Request<WatchPodRequest>,
+    ) -> Result<Response<Self::WatchPodStream>, Status> {
+        Ok(Response::new(watch::watch(
+            &self.engine,
+            &request.into_inner().pod,
+        )?))
+    }
+
+    async fn stop_pod(
+        &self,
+        request: Request<StopPodRequest>,
+    ) -> Result<Response<StopPodResponse>, Status> {
+        let request = request.into_inner();
+        let grace = request
+            .grace_period_seconds
+            .map(|s| Duration::from_secs(s.into()));
+        let pod = self.engine.stop(&request.pod, grace).await;
+        let pod = pod.map_err(|e| status::of_engine(&e))?;
+        Ok(Response::new(StopPodResponse {
+            pod: Some(convert::pod(&pod)),
+        }))
+    }
+
+    async fn remove_pod(
+        &self,
+        request: Request<RemovePodRequest>,
+    ) -> Result<Response<RemovePodResponse>, Status> {
+        let request = request.into_inner();
+        let removed = self.engine.remove(&request.pod, request.force).await;
+        removed.map_err(|e| status::of_engine(&e))?;
+        Ok(Response::new(RemovePodResponse {}))
+    }
+
+    type LogsStream = Answers<LogsResponse>;
+
+    async fn logs(
+        &self,
+        request: Request<LogsRequest>,
+    ) -> Result<Response<Self::LogsStream>, Status> {
+        Ok(Response::new(logs::logs(
+            &self.engine,
+            request.into_inner(),
+        )?))
+    }
+
+    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        Ok(Response::new(self.facts.answer(&self.engine)))
+    }
+}

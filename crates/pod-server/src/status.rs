@@ -1,0 +1,66 @@
+//! Errors of the engine and the store as gRPC status codes.
+
+use image_store::ImageError;
+use pod_engine::{EngineError, ErrorKind};
+use std::error::Error;
+use tonic::{Code, Status};
+
+/// The status of a refused or failed engine call.
+pub(crate) fn of_engine(error: &EngineError) -> Status {
+    let code = match error.kind() {
+        ErrorKind::InvalidArgument => Code::InvalidArgument,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::AlreadyExists => Code::AlreadyExists,
+        ErrorKind::FailedPrecondition => Code::FailedPrecondition,
+        ErrorKind::ResourceExhausted => Code::ResourceExhausted,
+        ErrorKind::Internal => Code::Internal,
+    };
+    with_code(code, error)
+}
+
+/// The status of a refused or failed call of the image store.
+pub(crate) fn of_image(error: &ImageError) -> Status {
+    let code = match error {
+        ImageError::NotFound { .. } => Code::NotFound,
+        ImageError::InUse { .. } => Code::FailedPrecondition,
+        ImageError::Reference(_)
+        | ImageError::Ambiguous { .. }
+        | ImageError::Archive(_)
+        | ImageError::Manifest(_)
+        | ImageError::Layer { .. }
+        | ImageError::DiffId { .. }
+        | ImageError::Content { .. }
+        | ImageError::TooLarge { .. } => Code::InvalidArgument,
+        _ => Code::Internal,
+    };
+    let code = if error.is_no_space() {
+        Code::ResourceExhausted
+    } else {
+        code
+    };
+    with_code(code, error)
+}
+
+/// A status with this code; its text is the error's and its causes'. The
+/// daemon's own faults are logged, here and nowhere else.
+pub(crate) fn with_code(code: Code, error: &dyn Error) -> Status {
+    let text = chain(error);
+    if code == Code::Internal {
+        tracing::error!("{text}");
+    }
+    Status::new(code, text)
+}
+
+/// An error and its causes in one line, each said once.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}

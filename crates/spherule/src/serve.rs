@@ -1,0 +1,145 @@
+//! `spherule serve`: wires the daemon's parts together and serves its socket.
+//!
+//! The daemon may be killed at any moment: nothing is done at the end that the
+//! next start would need. SIGTERM and SIGINT end it; pods go on.
+
+mod engine;
+mod guest;
+mod socket;
+
+use crate::cli::EngineArg;
+use anyhow::Context;
+use image_store::ImageStore;
+use pod_engine::PodEngine;
+use pod_server::{Facts, Images, Pods};
+use sandbox::Sandboxes;
+use state_store::StateStore;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tracing::info;
+use vm_launcher::Launcher;
+
+/// Arguments of `spherule serve`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Directory of records, images, disks and logs
+    #[arg(long, default_value = "/var/lib/spherule")]
+    root: PathBuf,
+    /// Directory with the guest's vmlinux and initramfs.cpio
+    #[arg(long, default_value = "/usr/lib/spherule")]
+    guest: PathBuf,
+    /// The VMM's program [default: spherule-vmm beside this program]
+    #[arg(long)]
+    vmm: Option<PathBuf>,
+    /// Engine of pods that ask for none
+    #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
+    engine: EngineArg,
+    /// Directory with a folder for each registry, holding its hosts.toml
+    #[arg(long, default_value = "/etc/spherule/certs.d")]
+    registries: PathBuf,
+    /// Registry of references that name none
+    #[arg(long)]
+    default_registry: Option<String>,
+    /// How long a guest may take from its boot to its agent's greeting
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "120s")]
+    agent_timeout: Duration,
+    /// First pause before a container is restarted; doubles up to five minutes
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "10s")]
+    restart_backoff: Duration,
+    /// Added to the guests' kernel command line
+    #[arg(long, default_value = "")]
+    kernel_args: String,
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub(crate) fn run(run: PathBuf, args: Args) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::builder()
+                .with_default_directive(tracing::Level::INFO.into())
+                .from_env_lossy(),
+        )
+        .init();
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(run, args))
+}
+
+async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
+    let guest = guest::find(&args.guest)?;
+    for dir in [&args.root, &run] {
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("cannot make the directory {}", dir.display()))?;
+    }
+    let root = args.root.canonicalize()?;
+    let run = run.canonicalize()?;
+    let state = StateStore::open(&root.join("state.redb"))?;
+    let launcher = Launcher::new(engine::vmm_program(args.vmm)?);
+    let engines = engine::choose(&launcher, args.engine)?;
+    info!(engine = %engines.chosen, reason = engines.reason, "engine chosen");
+
+    let images = {
+        let mut config = image_store::Config::default();
+        config.registries_dir = Some(args.registries);
+        config.default_registry = args.default_registry;
+        ImageStore::open(&root, state.clone(), config)?
+    };
+    let mut config = sandbox::Config::new(
+        &root,
+        &run,
+        &guest.kernel,
+        &guest.initramfs,
+        launcher,
+        engines.chosen,
+    );
+    config.extra_cmdline = args.kernel_args;
+    config.timeouts.agent_ready = args.agent_timeout;
+    let sandboxes = Sandboxes::open(config, &state, images.clone()).await?;
+    let mut config = pod_engine::Config::new(&root);
+    config.restart_backoff.base = args.restart_backoff;
+    let pods = PodEngine::open(sandboxes, images.clone(), &state, config).await?;
+
+    let facts = Facts {
+        root: root.display().to_string(),
+        run: run.display().to_string(),
+        kernel: guest.kernel.display().to_string(),
+        engine: engines.message(),
+        engine_reason: engines.reason.clone(),
+        engines: engines.infos,
+        images: images.clone(),
+    };
+    let spool = root.join("spool");
+    std::fs::create_dir_all(&spool)?;
+    let listener = socket::listen(&run)?;
+    info!(socket = %run.join(pod_api::SOCKET).display(), "serving");
+    tonic::transport::Server::builder()
+        .add_service(pod_api::v1::pod_service_server::PodServiceServer::new(
+            Pods::new(pods, facts),
+        ))
+        .add_service(
+            pod_api::v1::image_service_server::ImageServiceServer::new(Images::new(images, spool))
+                .max_decoding_message_size(2 * pod_api::IMPORT_CHUNK),
+        )
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended())
+        .await?;
+    info!("ended; the pods go on");
+    Ok(())
+}
+
+/// Resolves at SIGTERM or SIGINT.
+async fn ended() {
+    let (Ok(mut term), Ok(mut int)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
