@@ -80,13 +80,13 @@ fn archive(init: &[u8]) -> Vec<u8> {
 /// buffer-format.rst): a header of hexadecimal numbers, the name, the data, each
 /// padded to four bytes.
 #[derive(Default)]
-struct Cpio {
+pub(crate) struct Cpio {
     bytes: Vec<u8>,
     entries: u32,
 }
 
 impl Cpio {
-    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), data: &[u8]) {
+    pub(crate) fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), data: &[u8]) {
         self.entries += 1;
         self.record(self.entries, name, mode, device, data);
     }
@@ -125,7 +125,7 @@ impl Cpio {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.record(0, "TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
     }
