@@ -3,7 +3,7 @@
 
 use crate::container::handover::{Message, Received};
 use crate::container::{
-    self, Caller, Container, Leftovers, Phase, Progress, Removal, request, stdio_of_terminal,
+    self, Caller, Container, FailedCreate, Phase, Progress, Removal, request, stdio_of_terminal,
 };
 use crate::disks::Disks;
 use crate::error::{AgentError, Doing};
@@ -124,9 +124,10 @@ impl Agent {
                 }
                 self.containers.insert(id, container);
             }
-            Err((error, leftovers)) => {
-                let mut removal = Removal::of_leftovers(id, leftovers);
-                removal.failed_create = Some((caller, error));
+            Err(failed) if failed.leftovers.is_empty() => self.answer(caller, Err(failed.error)),
+            Err(failed) => {
+                let mut removal = Removal::of_leftovers(id, failed.leftovers);
+                removal.failed_create = Some((caller, failed.error));
                 self.removals.push(removal);
             }
         }
@@ -136,27 +137,29 @@ impl Agent {
         &mut self,
         request: CreateContainerRequest,
         caller: Caller,
-    ) -> Result<Container, (AgentError, Leftovers)> {
-        let nothing = |e| (e, Leftovers::default());
+    ) -> Result<Container, Box<FailedCreate>> {
         let Some(sandbox) = &self.sandbox else {
-            return Err(nothing(AgentError::Precondition {
+            return Err(AgentError::Precondition {
                 problem: "the sandbox is not set up yet".to_owned(),
                 remedy: "call SetupSandbox first",
-            }));
+            }
+            .into());
         };
         let id = &request.container_id;
         if self.containers.contains_key(id) || self.removals.iter().any(|r| r.id == *id) {
-            return Err(nothing(AgentError::Exists {
+            return Err(AgentError::Exists {
                 what: format!("container {id}"),
-            }));
+            }
+            .into());
         }
         if self.containers.len() >= MAX_CONTAINERS {
-            return Err(nothing(AgentError::Exhausted {
+            return Err(AgentError::Exhausted {
                 problem: format!("the pod has {MAX_CONTAINERS} containers"),
                 remedy: "remove containers that have ended",
-            }));
+            }
+            .into());
         }
-        let checked = request::check(request).map_err(nothing)?;
+        let checked = request::check(request)?;
         container::create(&checked, sandbox, &mut self.disks, caller)
     }
 

@@ -7,7 +7,7 @@ use crate::fs_mount::{attach_at, make_dir, new};
 use crate::layout;
 use crate::log;
 use rustix::mount::{MountAttrFlags as Attr, MountFlags, mount, mount_move};
-use rustix::process::{chdir, chroot};
+use rustix::process::{Resource, Rlimit, chdir, chroot, setrlimit};
 
 /// Makes the guest ready for [`crate::server`].
 pub(crate) fn prepare() -> Result<(), AgentError> {
@@ -25,6 +25,7 @@ pub(crate) fn prepare() -> Result<(), AgentError> {
     }
     cgroup::mount_hierarchy()?;
     protect_from_oom();
+    allow_many_files()?;
     crate::sys::link::set_up("lo").doing(|| "bringing the interface lo up".into())?;
     Ok(())
 }
@@ -46,6 +47,16 @@ fn leave_initramfs() -> Result<(), AgentError> {
     mount_move(".", "/").doing(|| "moving the agent's root".into())?;
     chroot(".").doing(|| "changing to the agent's root".into())?;
     chdir("/").doing(|| "entering the agent's root".into())
+}
+
+/// Each stream of a container takes descriptors; and containers inherit the hard
+/// limit, where programs expect more than the kernel's 4096.
+fn allow_many_files() -> Result<(), AgentError> {
+    let limit = Rlimit {
+        current: Some(layout::MAX_FILES),
+        maximum: Some(layout::MAX_FILES),
+    };
+    setrlimit(Resource::Nofile, limit).doing(|| "raising the limit of open files".into())
 }
 
 /// Whatever a pod does with its memory, the agent is not what dies of it.

@@ -1,5 +1,5 @@
-//! Where the agent keeps things in its own root file system. Containers never
-//! see it.
+//! Where the agent keeps things in its own root file system, which containers
+//! never see, and limits that concern all of the guest.
 
 /// Everything below.
 pub(crate) const RUN: &str = "/run";
@@ -26,3 +26,9 @@ pub(crate) const RESOLV_CONF: &str = "/run/resolv.conf";
 pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// Parent of every container's cgroup.
 pub(crate) const CGROUP_CONTAINERS: &str = "/sys/fs/cgroup/containers";
+
+/// Hard limit of open files of the agent and, unless their limits say otherwise,
+/// of containers.
+pub(crate) const MAX_FILES: u64 = 1 << 19;
+/// Soft limit of open files that containers start with.
+pub(crate) const DEFAULT_FILES: u64 = 1024;

@@ -189,7 +189,7 @@ fn sysctl_path(key: &str) -> Result<PathBuf, AgentError> {
     let wrong = |part: &&str| {
         part.is_empty() || *part == "." || *part == ".." || part.contains(['/', '\0'])
     };
-    if parts.len() < 2 || parts.iter().any(|part| wrong(part)) {
+    if parts.len() < 2 || parts.iter().any(wrong) {
         return Err(AgentError::invalid(
             format!("sysctls[{key}]"),
             format!("\"{key}\" is no name of a sysctl"),

@@ -17,6 +17,21 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use std::os::fd::{AsFd, BorrowedFd};
 
+/// Why a container was not made, and what is to be removed of it.
+#[derive(Debug)]
+pub(crate) struct FailedCreate {
+    pub(crate) error: AgentError,
+    pub(crate) leftovers: Leftovers,
+}
+
+impl From<AgentError> for Box<FailedCreate> {
+    /// Of a failure before anything was made.
+    fn from(error: AgentError) -> Self {
+        let leftovers = Leftovers::default();
+        Box::new(FailedCreate { error, leftovers })
+    }
+}
+
 /// Makes the container; its first process then says when it is ready. After a
 /// failure, what was made until then comes back to be removed.
 pub(crate) fn create(
@@ -24,9 +39,10 @@ pub(crate) fn create(
     sandbox: &Sandbox,
     disks: &mut Disks,
     caller: Caller,
-) -> Result<Container, (AgentError, Leftovers)> {
+) -> Result<Container, Box<FailedCreate>> {
     let mut leftovers = Leftovers::default();
-    prepare(checked, sandbox, disks, caller, &mut leftovers).map_err(|e| (e, leftovers))
+    prepare(checked, sandbox, disks, caller, &mut leftovers)
+        .map_err(|error| Box::new(FailedCreate { error, leftovers }))
 }
 
 fn prepare(

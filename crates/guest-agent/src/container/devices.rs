@@ -2,6 +2,7 @@
 
 use crate::error::{AgentError, Doing};
 use crate::fs_mount;
+use crate::sys::mount_attr;
 use rustix::fs::{Dev, FileType, Mode, OFlags, makedev};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags as Attr;
@@ -50,6 +51,23 @@ pub(crate) fn make(all_devices: bool, terminal: bool) -> Result<OwnedFd, AgentEr
             .doing(|| "copying the guest's devices".into())?;
     }
     Ok(dev)
+}
+
+/// Once /dev is attached: its usual nodes stay usable, any other that the
+/// container makes there (or elsewhere, as all its mounts are so) cannot be
+/// opened. Each node becomes a mount of its own, then the rest is made nodev.
+pub(crate) fn allow_only_usual(dev: &OwnedFd) -> Result<(), Errno> {
+    let nodes = NODES.map(|(name, ..)| {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let node = rustix::fs::openat(dev, name, flags, Mode::empty())?;
+        Ok((fs_mount::bind(&node)?, node))
+    });
+    mount_attr::add(dev, Attr::MOUNT_ATTR_NODEV, false)?;
+    for node in nodes {
+        let (bound, place) = node?;
+        fs_mount::attach(bound, place)?;
+    }
+    Ok(())
 }
 
 fn fill(dev: &OwnedFd, terminal: bool) -> Result<(), Errno> {

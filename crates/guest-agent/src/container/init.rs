@@ -8,12 +8,13 @@ use super::rootfs::{self, Root, Sources};
 use super::stdio::{self, ChildStdio};
 use super::user::{self, Identity};
 use crate::error::{AgentError, Doing};
+use crate::layout;
 use crate::rooted::Missing;
 use crate::sys::process;
 use nix::sched::CloneFlags;
 use rustix::fs::{Access, AtFlags, FileType, Mode};
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Resource, Rlimit, Uid};
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -104,8 +105,15 @@ fn enter_working_directory(root: &Root, cwd: &str, identity: &Identity) -> Resul
 }
 
 fn set_limits(checked: &Checked) -> Result<(), AgentError> {
+    // The agent's own soft limit is higher than select(2) bears.
+    let files = Rlimit {
+        current: Some(layout::DEFAULT_FILES),
+        maximum: Some(layout::MAX_FILES),
+    };
+    rustix::process::setrlimit(Resource::Nofile, files)
+        .doing(|| "setting the limit of open files".into())?;
     for (i, (resource, limit)) in checked.rlimits.iter().enumerate() {
-        rustix::process::setrlimit(*resource, limit.clone()).map_err(|e| {
+        rustix::process::setrlimit(*resource, *limit).map_err(|e| {
             let kind = checked.process.rlimits.get(i).map_or("", |l| &l.kind);
             AgentError::invalid(
                 format!("process.rlimits[{i}]"),

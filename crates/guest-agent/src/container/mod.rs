@@ -20,8 +20,8 @@ mod rootfs;
 mod stdio;
 mod user;
 
-pub(crate) use create::create;
-pub(crate) use removal::{Leftovers, Progress, Removal};
+pub(crate) use create::{FailedCreate, create};
+pub(crate) use removal::{Progress, Removal};
 pub(crate) use stdio::of_terminal as stdio_of_terminal;
 
 use crate::cgroup::Cgroup;
@@ -135,6 +135,7 @@ mod tests {
     use super::*;
     use std::process::Command;
 
+    #[expect(clippy::zombie_processes, reason = "reaped by waitpid")]
     fn status_of(script: &str) -> WaitStatus {
         let child = Command::new("/bin/sh")
             .args(["-c", script])

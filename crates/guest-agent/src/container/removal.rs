@@ -25,6 +25,13 @@ pub(crate) struct Leftovers {
     pub(crate) image: Option<Extent>,
 }
 
+impl Leftovers {
+    /// Nothing is to be freed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.cgroup.is_none() && self.layer.is_none() && self.image.is_none()
+    }
+}
+
 /// Whether there is more to do.
 #[derive(Debug)]
 pub(crate) enum Progress {

@@ -220,6 +220,10 @@ impl Root {
         let pts_attributes = Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NOEXEC;
         self.attach(fs_mount::new("proc", &[], secure)?, "/proc")?;
         self.attach(dev, "/dev")?;
+        if !privileged {
+            devices::allow_only_usual(dev)
+                .doing(|| "restricting the container's devices".into())?;
+        }
         self.attach(
             fs_mount::new("devpts", &terminals, pts_attributes)?,
             "/dev/pts",
