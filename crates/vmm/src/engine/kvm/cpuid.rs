@@ -9,6 +9,10 @@ const LEAF_CACHES: u32 = 4;
 const LEAF_PERFMON: u32 = 0xa;
 const LEAF_TOPOLOGY: u32 = 0xb;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
+const LEAF_AMD_TOPOLOGY_V2: u32 = 0x8000_0026;
+const LEAF_VENDOR: u32 = 0;
+/// EBX of the vendor leaf, for AMD and Hygon.
+const VENDORS_AMD: [u32; 2] = [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"Hygo")];
 const LEAF_AMD_FEATURES: u32 = 0x8000_0001;
 const LEAF_AMD_CORES: u32 = 0x8000_0008;
 const LEAF_AMD_CACHES: u32 = 0x8000_001d;
@@ -37,11 +41,22 @@ pub(super) fn for_vcpu(supported: &CpuId, id: u32, vcpus: u32) -> Result<CpuId, 
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
         .iter()
-        .filter(|entry| !matches!(entry.function, LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2))
+        .filter(|entry| {
+            !matches!(
+                entry.function,
+                LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2 | LEAF_AMD_TOPOLOGY_V2
+            )
+        })
         .copied()
         .collect();
+    let amd = entries
+        .iter()
+        .any(|entry| entry.function == LEAF_VENDOR && VENDORS_AMD.contains(&entry.ebx));
     for entry in &mut entries {
         adapt(entry, id, vcpus);
+        if amd {
+            adapt_amd(entry, id, vcpus);
+        }
     }
     let vendor_has_topology = supported
         .as_slice()
@@ -77,8 +92,15 @@ fn adapt(entry: &mut kvm_cpuid_entry2, id: u32, vcpus: u32) {
             entry.eax = entry.eax & 0x3fff | (sharing - 1) << 14 | cores << 26;
         }
         LEAF_PERFMON => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+        LEAF_AMD_FEATURES => entry.ecx &= !ECX_AMD_SVM,
+        _ => {}
+    }
+}
+
+/// What only AMD's processors (and Hygon's) say about topology.
+fn adapt_amd(entry: &mut kvm_cpuid_entry2, id: u32, vcpus: u32) {
+    match entry.function {
         LEAF_AMD_FEATURES => {
-            entry.ecx &= !ECX_AMD_SVM;
             if vcpus > 1 {
                 entry.ecx |= ECX_AMD_CMP_LEGACY;
             }
@@ -130,6 +152,10 @@ mod tests {
             ..Default::default()
         };
         CpuId::from_entries(&[
+            kvm_cpuid_entry2 {
+                ebx: VENDORS_AMD[0],
+                ..Default::default()
+            },
             entry(LEAF_FEATURES, 0, ECX_VMX),
             entry(LEAF_CACHES, 0x7c00_4163, 0),
             entry(LEAF_PERFMON, 7, 7),
@@ -158,6 +184,16 @@ mod tests {
         assert_eq!(leaf(&cpuid, LEAF_TOPOLOGY, 1).eax, 3);
         assert_eq!(leaf(&cpuid, LEAF_AMD_TOPOLOGY, 0).eax, 3);
         assert_eq!(leaf(&cpuid, LEAF_AMD_CORES, 0).ecx, 3 << 12 | 4);
+    }
+
+    #[test]
+    fn intel_gets_nothing_of_amds_topology() {
+        let mut entries = supported().as_slice().to_vec();
+        entries[0].ebx = u32::from_le_bytes(*b"Genu");
+        let cpuid = for_vcpu(&CpuId::from_entries(&entries).unwrap(), 3, 5).unwrap();
+        assert_eq!(leaf(&cpuid, LEAF_AMD_CORES, 0).ecx, 0);
+        assert_eq!(leaf(&cpuid, LEAF_AMD_FEATURES, 0).ecx, 0);
+        assert_eq!(leaf(&cpuid, LEAF_TOPOLOGY, 1).edx, 3);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod cmdline;
 mod cpuid;
 mod exit;
 mod gate;
+mod internal_error;
 mod kick;
 mod loader;
 mod machine;

@@ -7,6 +7,7 @@ use std::sync::mpsc::Sender;
 use super::bus::{Bus, PortAction};
 use super::exit::{Cause, report};
 use super::gate::Gate;
+use super::internal_error::InternalError;
 use super::softkvm::{SYSCALL_DOOR, SoftVcpu};
 
 /// A vCPU that is ready to run.
@@ -104,7 +105,7 @@ impl Vcpu {
             // A triple fault is a PC's other way to reset.
             Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => Next::End(Cause::Reset),
             Ok(VcpuExit::InternalError) if soft.is_some() => Next::EmulationFailure,
-            Ok(VcpuExit::InternalError) => Next::Fail("internal error".into()),
+            Ok(VcpuExit::InternalError) => Next::Fail(InternalError::of(&mut self.fd).to_string()),
             Ok(VcpuExit::X86Rdmsr(msr)) => {
                 match soft.as_ref().and_then(|soft| soft.read_msr(msr.index)) {
                     Some(value) => *msr.data = value,

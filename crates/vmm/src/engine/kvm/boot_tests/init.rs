@@ -29,10 +29,13 @@ const READ: usize = 0;
 const WRITE: usize = 1;
 const OPEN: usize = 2;
 const LSEEK: usize = 8;
+const RT_SIGACTION: usize = 13;
 const SCHED_YIELD: usize = 24;
+const GETPID: usize = 39;
 const FORK: usize = 57;
 const EXIT: usize = 60;
 const WAIT4: usize = 61;
+const KILL: usize = 62;
 const MOUNT: usize = 165;
 const REBOOT: usize = 169;
 const SCHED_GETAFFINITY: usize = 204;
@@ -106,7 +109,12 @@ fn everything(disk_mib: usize) {
     }
     let child = call(FORK, 0, 0, 0, 0, 0);
     if child == 0 {
-        exit(if vectors(0x0101_0203) { 33 } else { 1 });
+        // Its stack is shared with the parent: the frame is copied on write.
+        exit(if signals() && vectors(0x0101_0203) {
+            33
+        } else {
+            1
+        });
     }
     tell(b"parent", vectors(0x7070_7070_1111).into());
     let mut status = 0u32;
@@ -154,6 +162,49 @@ fn vectors(seed: u64) -> bool {
         );
     }
     sums.iter().all(|sum| *sum == seed * ROUNDS) && wide.iter().all(|sum| *sum == seed * ROUNDS)
+}
+
+global_asm!("restorer:", "mov eax, 15", "syscall");
+unsafe extern "C" {
+    fn restorer();
+}
+
+static mut HANDLED: bool = false;
+
+extern "C" fn on_signal(_: i32) {
+    unsafe { (&raw mut HANDLED).write_volatile(true) };
+    unsafe { asm!("vpxor ymm7, ymm7, ymm7", out("xmm7") _) };
+}
+
+/// A signal's handler does not disturb vector registers.
+fn signals() -> bool {
+    const SA_RESTORER: usize = 0x0400_0000;
+    const SIGUSR1: usize = 10;
+    let action = [
+        on_signal as *const () as usize,
+        SA_RESTORER,
+        restorer as *const () as usize,
+        0,
+    ];
+    call(RT_SIGACTION, SIGUSR1, action.as_ptr() as usize, 0, 8, 0);
+    let process = call(GETPID, 0, 0, 0, 0, 0);
+    let seed = 0x1234_5678_9abc_def0u64;
+    let mut found = [0u64; 4];
+    unsafe {
+        asm!(
+            "vmovq xmm7, {seed}",
+            "vpbroadcastq ymm7, xmm7",
+            "syscall",
+            "vmovdqu [{found}], ymm7",
+            seed = in(reg) seed,
+            found = in(reg) found.as_mut_ptr(),
+            inlateout("rax") KILL => _,
+            in("rdi") process,
+            in("rsi") SIGUSR1,
+            out("rcx") _, out("r11") _, out("xmm7") _,
+        );
+    }
+    found == [seed; 4] && unsafe { (&raw const HANDLED).read_volatile() }
 }
 
 static mut BUFFER: [u8; 65536] = [0; 65536];

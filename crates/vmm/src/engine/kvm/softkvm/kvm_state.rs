@@ -1,60 +1,18 @@
 //! The parts of a vCPU's state that kvm-ioctls reaches only by unsafe calls or
 //! untyped unions.
 #![expect(unsafe_code)]
-// UNSAFETY: unions of kvm_run, and ioctls that read memory by pointer.
+// UNSAFETY: ioctls that read memory by pointer.
 
-use kvm_bindings::{
-    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
-    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_xsave,
-};
+use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
-use super::SoftError;
 use super::complete::ExtendedState;
 use super::fpu::{IMAGE_LEN, Image};
 
 // kvm-ioctls has it for other machines only.
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
-
-/// What KVM says about an instruction that it could not emulate.
-pub(super) struct EmulationFailure {
-    bytes: [u8; 15],
-    length: usize,
-}
-
-impl EmulationFailure {
-    /// The instruction's bytes as far as KVM read them; perhaps none.
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
-}
-
-/// Reads the details of an exit KVM_EXIT_INTERNAL_ERROR, which must be the
-/// vCPU's last.
-pub(super) fn emulation_failure(vcpu: &mut VcpuFd) -> Result<EmulationFailure, SoftError> {
-    let exit = &vcpu.get_kvm_run().__bindgen_anon_1;
-    // SAFETY: a plain value that KVM wrote for this exit reason.
-    let failure = unsafe { exit.emulation_failure };
-    if failure.suberror != KVM_INTERNAL_ERROR_EMULATION {
-        return Err(SoftError::NotEmulation(failure.suberror));
-    }
-    let flag = u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES);
-    // ndata counts the flags and, with them, the bytes.
-    if failure.ndata < 3 || failure.flags & flag == 0 {
-        return Ok(EmulationFailure {
-            bytes: [0; 15],
-            length: 0,
-        });
-    }
-    // SAFETY: the flag says that KVM wrote them; any bytes are valid.
-    let instruction = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
-    Ok(EmulationFailure {
-        bytes: instruction.insn_bytes,
-        length: usize::from(instruction.insn_size).min(15),
-    })
-}
 
 /// Says whether the MSR access of the last exit worked; otherwise #GP.
 pub(super) fn answer_msr(vcpu: &mut VcpuFd, known: bool) {

@@ -21,10 +21,11 @@ use vm_memory::GuestMemoryMmap;
 
 use self::complete::{CompleteError, Cpu, Exception, Outcome};
 use self::fpu::Layout;
-use self::kvm_state::{KvmExtended, emulation_failure, zero_tsc_offset};
+use self::kvm_state::{KvmExtended, zero_tsc_offset};
 use self::page_walk::{Paging, View, WalkError};
 use self::syscall_trampoline::{SyscallMsrs, Trampoline};
 use super::cpuid::LEAF_KVM_FEATURES;
+use super::internal_error::InternalError;
 use super::memory::MemoryError;
 
 /// Paravirtual features that work without hypercalls, which would spin for
@@ -74,8 +75,8 @@ pub(super) enum SoftError {
     #[error("the guest's page tables have no spare top-level slot for the system call page")]
     NoSpareSlot,
     /// KVM stopped for another reason than an instruction.
-    #[error("internal error {0} of KVM is not an emulation failure")]
-    NotEmulation(u32),
+    #[error("{0}")]
+    NotEmulation(InternalError),
     /// The instruction's bytes cannot be read.
     #[error("the instruction at {rip:#x} cannot be read")]
     Fetch {
@@ -216,7 +217,10 @@ impl SoftVcpu {
 
     /// KVM's emulator gave up: does the instruction, or raises its exception.
     pub(super) fn emulate(&mut self, vcpu: &mut VcpuFd) -> Result<(), SoftError> {
-        let failure = emulation_failure(vcpu)?;
+        let failure = InternalError::of(vcpu);
+        if !failure.is_emulation() {
+            return Err(SoftError::NotEmulation(failure));
+        }
         let sync = vcpu.sync_regs();
         let (mut regs, mut sregs) = (sync.regs, sync.sregs);
         let rip = regs.rip;
