@@ -116,13 +116,16 @@ impl Agent {
         let id = request.container_id.clone();
         match self.try_create(request, caller) {
             Ok(mut container) => {
-                if let Some((handover, token)) = &mut container.handover {
-                    match poller.add(handover.fd(), EventFlags::IN) {
-                        Ok(number) => *token = number,
-                        Err(e) => log::warn(&format!("container {id}: not watched: {e}")),
-                    }
+                let watched = match &mut container.handover {
+                    Some((handover, token)) => poller
+                        .add(handover.fd(), EventFlags::IN)
+                        .map(|number| *token = number),
+                    None => Ok(()),
+                };
+                self.containers.insert(id.clone(), container);
+                if let Err(e) = watched.doing(|| format!("watching container {id}")) {
+                    self.on_failed(&id, e);
                 }
-                self.containers.insert(id, container);
             }
             Err(failed) if failed.leftovers.is_empty() => self.answer(caller, Err(failed.error)),
             Err(failed) => {

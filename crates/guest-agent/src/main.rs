@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         eprintln!("spherule-init is PID 1 of a Spherule guest and runs nowhere else");
         return ExitCode::from(2);
     }
+    std::panic::set_hook(Box::new(|panic| log::fatal(&panic.to_string())));
     if let Err(e) = run(started_ns) {
         log::fatal(&format!("cannot go on: {e}"));
     }

@@ -67,6 +67,16 @@ impl<'a> Rooted<'a> {
         }
     }
 
+    /// An O_PATH descriptor of the directory `path`, which is made if missing.
+    /// ELOOP if any part of it is a symbolic link.
+    pub(crate) fn open_or_make_plain(self, path: &str) -> Result<OwnedFd, Errno> {
+        drop(self.open_or_make(path, Missing::Directory)?);
+        let path = path.trim_start_matches('/');
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        openat2(self.root, path, flags, Mode::empty(), resolve)
+    }
+
     /// An O_PATH descriptor of `path`, which is made where it is missing.
     pub(crate) fn open_or_make(self, path: &str, missing: Missing) -> Result<OwnedFd, Errno> {
         match self.open(path, OFlags::PATH) {
@@ -224,6 +234,17 @@ mod tests {
         }
         let fd = rooted.open_or_make("sub/ok/x", Missing::Directory).unwrap();
         assert!(same(&fd, &tmp.path().join("fine/x")));
+    }
+
+    #[test]
+    fn a_kernel_mount_point_that_is_a_link_is_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        symlink("dev", tmp.path().join("proc")).unwrap();
+        let root = dir_fd(tmp.path());
+        let rooted = Rooted::new(root.as_fd(), Escape::Contain);
+        assert_eq!(rooted.open_or_make_plain("/proc").unwrap_err(), Errno::LOOP);
+        let fd = rooted.open_or_make_plain("/sys/fs").unwrap();
+        assert!(same(&fd, &tmp.path().join("sys/fs")));
     }
 
     #[test]

@@ -107,10 +107,14 @@ impl Removal {
                 return self.wait_or_give_up(e, "removing the container's cgroup");
             }
             self.cgroup = None;
+            self.deadline = Instant::now() + PATIENCE;
         }
         if let Some(layer) = &mut self.layer {
             match layer.advance(STEPS) {
-                Ok(true) => self.layer = None,
+                Ok(true) => {
+                    self.layer = None;
+                    self.deadline = Instant::now() + PATIENCE;
+                }
                 Ok(false) => return Progress::Busy,
                 Err(e) => return self.wait_or_give_up(e, "removing the writable layer"),
             }

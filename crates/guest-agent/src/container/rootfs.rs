@@ -234,9 +234,17 @@ impl Root {
         self.attach(fs_mount::new("cgroup2", &[], system)?, "/sys/fs/cgroup")
     }
 
+    /// Attaches one of the kernel's file systems. Its place must not be a link in
+    /// the image: what is hidden and protected below would be elsewhere.
     fn attach(&self, mount: impl AsFd, path: &str) -> Result<(), AgentError> {
-        self.rooted()
-            .open_or_make(path, Missing::Directory)
+        let target = match self.rooted().open_or_make_plain(path) {
+            Err(Errno::LOOP) => {
+                let problem = format!("{path} of the image is a symbolic link");
+                return Err(AgentError::invalid("image", problem));
+            }
+            other => other,
+        };
+        target
             .and_then(|target| fs_mount::attach(mount, target))
             .doing(|| format!("mounting {path} in the container"))
     }
