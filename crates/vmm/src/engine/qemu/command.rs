@@ -34,7 +34,7 @@ pub(super) struct Frontend {
 pub(super) fn frontend(device_type: u32) -> Option<Frontend> {
     Some(match device_type {
         device_type::BLOCK => Frontend {
-            device: "vhost-user-blk-device,num-queues=1,queue-size=256",
+            device: "vhost-user-blk,num-queues=1,queue-size=256",
             queues: 1,
         },
         // The event queue is QEMU's own.
@@ -43,7 +43,7 @@ pub(super) fn frontend(device_type: u32) -> Option<Frontend> {
             queues: 2,
         },
         device_type::ENTROPY => Frontend {
-            device: "vhost-user-rng-device",
+            device: "vhost-user-rng",
             queues: 1,
         },
         _ => return None,
@@ -164,7 +164,7 @@ mod tests {
             .map(|pair| pair[1].split(',').next().unwrap().to_owned())
             .collect();
         let expected = [
-            "vhost-user-blk-device",
+            "vhost-user-blk",
             "vhost-user-vsock-device",
             "virtio-serial-device",
             "virtconsole",

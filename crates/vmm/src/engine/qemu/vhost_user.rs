@@ -1,8 +1,9 @@
 //! Serves a device back end over vhost-user, which is how QEMU's devices reach
 //! it.
 //!
-//! A device has two threads: the one of `VhostUserDaemon` answers QEMU's
-//! messages (memory, rings, features), the worker runs the back end. QEMU stops
+//! A device has three threads: the one of `VhostUserDaemon` answers QEMU's
+//! messages (memory, rings, features), the worker runs the back end, and one
+//! waits for the end of the first, which nobody else would notice. QEMU stops
 //! a device's rings one by one, as when the VM is paused; a back end must not
 //! meet half of its queues, so it is run only while all that QEMU serves are
 //! ready ([`Served::run`]), and its host descriptor is watched only then.
@@ -15,10 +16,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::JoinHandle;
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{
-    VhostUserBackend, VhostUserDaemon, VringEpollHandler, VringMutex, VringState, VringT,
+    ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringEpollHandler, VringMutex, VringState,
+    VringT,
 };
 use virtio_devices::{DeviceError, VirtQueue, VirtioDevice};
 use virtio_queue::{Queue, QueueT};
@@ -27,6 +30,10 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
 };
+
+/// Largest ring that a guest may make, whatever the back end asks for: QEMU's
+/// virtio-mmio tells every driver that rings may have 1024 entries.
+const FRONTEND_QUEUE_SIZE: usize = 1024;
 
 /// Guest memory as QEMU shares it, replaced when its memory map changes.
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -57,8 +64,9 @@ pub(super) enum VhostUserError {
 
 /// A device that is being served. Dropping it ends its threads and the back end.
 pub(super) struct Server {
-    daemon: VhostUserDaemon<Arc<Served>>,
     backend: Arc<Served>,
+    shutdown: Option<ShutdownHandle>,
+    watcher: Option<JoinHandle<()>>,
 }
 
 impl Server {
@@ -91,7 +99,17 @@ impl Server {
         daemon
             .start(&mut Listener::from(listener))
             .map_err(|e| fail(e.to_string()))?;
-        Ok((Self { daemon, backend }, frontend.into()))
+        let shutdown = daemon.shutdown_handle();
+        let watcher = std::thread::Builder::new()
+            .name(format!("vw-{name}"))
+            .spawn(move || watch(daemon, name))
+            .map_err(|e| fail(e.to_string()))?;
+        let server = Self {
+            backend,
+            shutdown,
+            watcher: Some(watcher),
+        };
+        Ok((server, frontend.into()))
     }
 
     /// Tells the back end that its rings stop for a pause: when they start again
@@ -103,9 +121,24 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.daemon.request_shutdown();
-        // Its connection is shut down; the error says no more than that.
-        let _ = self.daemon.wait();
+        if let Some(shutdown) = &self.shutdown {
+            shutdown.shutdown();
+        }
+        if let Some(watcher) = self.watcher.take() {
+            let _ = watcher.join();
+        }
+    }
+}
+
+/// Waits for the end of a device's connection; says so if QEMU did not end it.
+fn watch(mut daemon: VhostUserDaemon<Arc<Served>>, device: &'static str) {
+    use vhost::vhost_user::Error;
+    use vhost_user_backend::Error::HandleRequest;
+    match daemon.wait() {
+        Ok(()) | Err(HandleRequest(Error::Disconnected | Error::PartialMessage)) => {}
+        Err(error) => {
+            tracing::error!(device, %error, "the vhost-user connection broke; the device stopped");
+        }
     }
 }
 
@@ -128,7 +161,6 @@ pub(super) struct Served {
     name: &'static str,
     features: u64,
     queues: usize,
-    max_queue_size: u16,
     worker: OnceLock<Weak<Worker>>,
     paused: AtomicBool,
 }
@@ -151,7 +183,6 @@ impl Served {
             name: device.name(),
             features: device.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits(),
             queues: sizes.len(),
-            max_queue_size: sizes.iter().copied().max().unwrap_or(1),
             worker: OnceLock::new(),
             paused: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -271,7 +302,7 @@ impl VhostUserBackend for Served {
     }
 
     fn max_queue_size(&self) -> usize {
-        self.max_queue_size.into()
+        FRONTEND_QUEUE_SIZE
     }
 
     fn features(&self) -> u64 {
