@@ -1,12 +1,12 @@
 //! What can go wrong with images.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, sync::Arc};
 
 use erofs_writer::WriteError;
 use state_store::StateError;
 
 use crate::{
-    Digest, import::ArchiveError, layer::LayerError, manifest::ManifestError,
+    Digest, import::ArchiveError, layer::LayerError, manifest::ManifestError, pull::PullError,
     reference::ReferenceError,
 };
 
@@ -106,9 +106,21 @@ pub enum ImageError {
     /// The image file could not be written.
     #[error("cannot write the file system of the image")]
     Write(#[from] WriteError),
+    /// The image could not be pulled.
+    #[error("cannot pull the image")]
+    Pull(#[source] Box<PullError>),
+    /// The failure of a pull that several callers waited for.
+    #[error(transparent)]
+    Shared(Arc<ImageError>),
     /// A thread of the store ended early.
     #[error("a thread of the image store failed; see the log")]
     Thread,
+}
+
+impl From<PullError> for ImageError {
+    fn from(error: PullError) -> Self {
+        Self::Pull(Box::new(error))
+    }
 }
 
 impl ImageError {
@@ -135,6 +147,7 @@ impl ImageError {
         match self {
             Self::Io { source, .. } => full(source),
             Self::Write(source) => source.is_no_space(),
+            Self::Shared(error) => error.is_no_space(),
             Self::Layer { source, .. } => source.write_error().is_some_and(WriteError::is_no_space),
             _ => false,
         }

@@ -3,6 +3,7 @@
 //!
 //! - [`ImageStore::open`] with a root directory and the daemon's record store.
 //! - [`ImageStore::import`] takes an OCI layout or `docker save` archive.
+//! - [`ImageStore::pull`] (async, needs tokio) gets an image from a registry.
 //! - [`ImageStore::get`], [`ImageStore::list`], [`ImageStore::remove`].
 //! - [`ImageStore::open_rootfs`] gives the file for a pod's disk, and
 //!   [`ImageStore::lease`] keeps it from being deleted until
@@ -42,6 +43,7 @@ mod image;
 mod import;
 mod layer;
 mod manifest;
+mod pull;
 mod record;
 mod reference;
 mod rootfs;
@@ -55,5 +57,6 @@ pub use image::{Image, Removed, Usage};
 pub use import::ArchiveError;
 pub use layer::{LayerError, PathError, SparseError, TarError};
 pub use manifest::{ImageConfig, ManifestError};
+pub use pull::{Credentials, HostsError, Progress, PullError, RegistryError, Status};
 pub use reference::{Reference, ReferenceError};
 pub use store::ImageStore;

@@ -16,6 +16,7 @@ use crate::{
     Config, Digest, Image, ImageError, Reference, Usage,
     blobs::{Directories, Kind, StagedBlob},
     manifest::ConfigFile,
+    pull::Pulls,
     record::{ImageRecord, NameRecord, Tables},
     timestamp,
 };
@@ -37,6 +38,7 @@ pub(crate) struct Inner {
     pins: Mutex<HashMap<Digest, usize>>,
     /// A lock for each file system being built, so that it is built once.
     builds: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
+    pub(crate) pulls: Pulls,
     #[cfg(test)]
     pub(crate) builds_done: std::sync::atomic::AtomicUsize,
 }
@@ -97,6 +99,7 @@ impl ImageStore {
             changes: Mutex::default(),
             pins: Mutex::default(),
             builds: Mutex::default(),
+            pulls: Pulls::default(),
             #[cfg(test)]
             builds_done: std::sync::atomic::AtomicUsize::default(),
         };

@@ -1,0 +1,596 @@
+//! One pull: documents first, then layers side by side, then the file system.
+
+use std::{collections::HashSet, sync::Arc};
+
+use reqwest::{Response, StatusCode, header};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::{JoinHandle, JoinSet},
+};
+
+use super::{
+    Credentials, Progress, PullError, Status, hosts,
+    registry::{Endpoint, RegistryError},
+};
+use crate::{
+    Digest, Image, ImageError, ImageStore, Reference,
+    blobs::{BlobWriter, Kind, StagedBlob, verify},
+    digest::chain_id,
+    import::name_keys,
+    manifest::{ConfigFile, Descriptor, Document, Manifest, ManifestError, for_this_machine},
+    rootfs::{self, LayerSource},
+    store::{NewImage, Pins},
+};
+
+/// Layers downloaded side by side.
+const PARALLEL: usize = 3;
+/// Parts of a layer that may wait for the disk.
+const PARTS_WAITING: usize = 32;
+/// Indexes within indexes.
+const MAX_DEPTH: usize = 4;
+/// Bytes of a layer between two reports.
+const REPORT_EVERY: u64 = 1 << 20;
+
+type Report = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// A pull in progress.
+pub(super) struct Transfer {
+    store: ImageStore,
+    reference: Reference,
+    endpoints: Arc<Vec<Endpoint>>,
+    report: Report,
+}
+
+/// What the documents say.
+struct Resolved {
+    /// Of the first document, which the name stands for.
+    digest: Digest,
+    /// Indexes, manifest and configuration.
+    documents: Vec<Vec<u8>>,
+    manifest: Manifest,
+    config: ConfigFile,
+}
+
+impl Transfer {
+    pub(super) fn new(
+        store: ImageStore,
+        reference: Reference,
+        credentials: Option<Credentials>,
+        report: impl Fn(Progress) + Send + Sync + 'static,
+    ) -> Result<Self, ImageError> {
+        let Some(registry) = reference.registry.clone() else {
+            return Err(PullError::NoRegistry {
+                name: reference.to_string(),
+            }
+            .into());
+        };
+        let hosts = hosts::load(store.inner.config.registries_dir.as_deref(), &registry).map_err(
+            |source| PullError::Hosts {
+                registry: registry.clone(),
+                source,
+            },
+        )?;
+        let endpoints = hosts.into_iter().map(|host| {
+            let address = host.base.to_string();
+            Endpoint::new(host, &registry, &reference.repository, credentials.as_ref()).map_err(
+                |source| PullError::Registry {
+                    what: reference.to_string(),
+                    host: address,
+                    source,
+                },
+            )
+        });
+        let endpoints = Arc::new(endpoints.collect::<Result<Vec<_>, _>>()?);
+        Ok(Self {
+            store,
+            reference,
+            endpoints,
+            report: Arc::new(report),
+        })
+    }
+
+    pub(super) async fn run(self) -> Result<Image, ImageError> {
+        (self.report)(Progress {
+            digest: None,
+            status: Status::Resolving,
+            current: 0,
+            total: 0,
+        });
+        let resolved = self.resolve().await?;
+        let diff_ids = resolved.config.diff_ids();
+        let layers = &resolved.manifest.layers;
+        if diff_ids.len() != layers.len() {
+            return Err(ManifestError::LayerCount {
+                digest: resolved.digest,
+                layers: layers.len(),
+                diff_ids: diff_ids.len(),
+            }
+            .into());
+        }
+        let chain = chain_id(diff_ids).ok_or(ManifestError::Layers {
+            digest: resolved.digest,
+            count: 0,
+        })?;
+        self.check_sizes(layers)?;
+        let documents = resolved.documents.iter().map(|bytes| Digest::of(bytes));
+        let needed = documents
+            .chain(layers.iter().map(|layer| layer.digest))
+            .chain([chain]);
+        let pins = self.store.pin(needed);
+        let result = match self.layers(&chain, layers).await {
+            Ok(staged) => self.install(resolved, chain, staged).await,
+            Err(error) => Err(error),
+        };
+        self.tidy(pins, result.is_err()).await;
+        result
+    }
+
+    /// Lets go of the files; those of a refused image are removed.
+    async fn tidy(&self, pins: Pins, failed: bool) {
+        drop(pins);
+        if failed {
+            let store = self.store.clone();
+            let done = tokio::task::spawn_blocking(move || store.gc()).await;
+            if !matches!(done, Ok(Ok(()))) {
+                tracing::warn!("cannot remove the files of a refused image");
+            }
+        }
+    }
+
+    fn check_sizes(&self, layers: &[Descriptor]) -> Result<(), ImageError> {
+        let limit = self.store.inner.config.limits.max_compressed_bytes;
+        let size = layers
+            .iter()
+            .fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
+        if size > limit {
+            let what = format!("the layers of {}", self.reference);
+            return Err(ImageError::TooLarge { what, size, limit });
+        }
+        Ok(())
+    }
+
+    /// From the name to manifest and configuration.
+    async fn resolve(&self) -> Result<Resolved, ImageError> {
+        let mut documents = Vec::new();
+        let mut wanted: Option<Descriptor> = None;
+        let first = match (&self.reference.digest, &self.reference.tag) {
+            (Some(digest), _) => digest.to_string(),
+            (None, Some(tag)) => tag.clone(),
+            (None, None) => "latest".to_owned(),
+        };
+        for _ in 0..MAX_DEPTH {
+            let name = wanted
+                .as_ref()
+                .map_or(first.clone(), |entry| entry.digest.to_string());
+            let expected = wanted
+                .as_ref()
+                .map(|entry| entry.digest)
+                .or(self.reference.digest);
+            let (bytes, came_as) = self.manifest(&name, expected).await?;
+            if let Some(entry) = &wanted {
+                verify(
+                    entry.digest,
+                    entry.size,
+                    Digest::of(&bytes),
+                    bytes.len() as u64,
+                )?;
+            }
+            let declared = wanted
+                .as_ref()
+                .map(|entry| entry.media_type.clone())
+                .or(came_as);
+            let declared = declared.filter(|media_type| {
+                // What servers say that do not know; the document itself decides.
+                !matches!(
+                    &**media_type,
+                    "" | "application/json" | "text/plain" | "application/octet-stream"
+                )
+            });
+            let document = Document::parse(&bytes, declared.as_deref())?;
+            documents.push(bytes);
+            match document {
+                Document::Index(entries) => wanted = Some(for_this_machine(&entries)?[0].clone()),
+                Document::Manifest(manifest) => {
+                    let bytes = self.config_document(&manifest.config).await?;
+                    let config = ConfigFile::parse(&bytes)?;
+                    let digest = Digest::of(&documents[0]);
+                    documents.push(bytes);
+                    return Ok(Resolved {
+                        digest,
+                        documents,
+                        manifest,
+                        config,
+                    });
+                }
+            }
+        }
+        let digest = documents
+            .last()
+            .map_or(Digest::of(b""), |bytes| Digest::of(bytes));
+        Err(ManifestError::Nested {
+            digest,
+            limit: MAX_DEPTH,
+        }
+        .into())
+    }
+
+    async fn manifest(
+        &self,
+        name: &str,
+        expected: Option<Digest>,
+    ) -> Result<(Vec<u8>, Option<String>), ImageError> {
+        let limit = self.store.inner.config.limits.max_document_bytes;
+        let mut last = None;
+        for endpoint in self.endpoints.iter() {
+            if expected.is_none() && !endpoint.host.resolves {
+                continue;
+            }
+            let result = endpoint
+                .manifest(name, limit)
+                .await
+                .and_then(|(bytes, media_type)| {
+                    let found = Digest::of(&bytes);
+                    match expected {
+                        Some(expected) if expected != found => {
+                            Err(RegistryError::Digest { found, expected })
+                        }
+                        _ => Ok((bytes, media_type)),
+                    }
+                });
+            match result {
+                Ok(found) => return Ok(found),
+                Err(error) => last = Some(self.failed(endpoint, format!("manifest {name}"), error)),
+            }
+        }
+        Err(last.unwrap_or_else(|| self.no_host()))
+    }
+
+    async fn config_document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
+        let limit = self.store.inner.config.limits.max_document_bytes;
+        if descriptor.size > limit {
+            let what = format!("configuration {}", descriptor.digest);
+            return Err(ImageError::TooLarge {
+                what,
+                size: descriptor.size,
+                limit,
+            });
+        }
+        let mut last = None;
+        for endpoint in self.endpoints.iter() {
+            match endpoint.document(descriptor.digest, descriptor.size).await {
+                Ok(bytes) => {
+                    verify(
+                        descriptor.digest,
+                        descriptor.size,
+                        Digest::of(&bytes),
+                        bytes.len() as u64,
+                    )?;
+                    return Ok(bytes);
+                }
+                Err(error) => {
+                    let what = format!("configuration {}", descriptor.digest);
+                    last = Some(self.failed(endpoint, what, error));
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| self.no_host()))
+    }
+
+    /// Downloads the layers that are not here, unless the file system is.
+    async fn layers(
+        &self,
+        chain: &Digest,
+        layers: &[Descriptor],
+    ) -> Result<Vec<StagedBlob>, ImageError> {
+        let dirs = &self.store.inner.dirs;
+        let is_built = dirs.open_file(Kind::Rootfs, chain)?.is_some();
+        let slots = Arc::new(Semaphore::new(PARALLEL));
+        let mut seen = HashSet::new();
+        let mut downloads = JoinSet::new();
+        for layer in layers.iter().filter(|layer| seen.insert(layer.digest)) {
+            if is_built || dirs.open_file(Kind::Blob, &layer.digest)?.is_some() {
+                (self.report)(Progress {
+                    digest: Some(layer.digest),
+                    status: Status::Present,
+                    current: layer.size,
+                    total: layer.size,
+                });
+                continue;
+            }
+            let (layer, slots) = (layer.clone(), Arc::clone(&slots));
+            let own = Self {
+                store: self.store.clone(),
+                reference: self.reference.clone(),
+                endpoints: Arc::clone(&self.endpoints),
+                report: Arc::clone(&self.report),
+            };
+            downloads.spawn(async move {
+                // The semaphore is never closed.
+                let _slot = slots.acquire_owned().await;
+                own.layer(&layer).await
+            });
+        }
+        let mut staged = Vec::new();
+        // On an error the others are aborted with the set.
+        while let Some(done) = downloads.join_next().await {
+            staged.push(done.map_err(|_| ImageError::Thread)??);
+        }
+        Ok(staged)
+    }
+
+    async fn layer(&self, layer: &Descriptor) -> Result<StagedBlob, ImageError> {
+        let mut last = None;
+        for endpoint in self.endpoints.iter() {
+            let mut sink = Sink::start(self.store.clone());
+            let error = match self.download(endpoint, layer, &mut sink).await {
+                Ok(()) => {
+                    let staged = sink.finish().await?;
+                    if staged.digest == layer.digest {
+                        self.report_layer(layer, Status::Downloaded, layer.size);
+                        return Ok(staged);
+                    }
+                    RegistryError::Digest {
+                        found: staged.digest,
+                        expected: layer.digest,
+                    }
+                }
+                Err(Interrupted::Registry(error)) => error,
+                // The disk's error, which is no reason to try another host.
+                Err(Interrupted::Sink) => {
+                    sink.finish().await?;
+                    return Err(ImageError::Thread);
+                }
+            };
+            last = Some(self.failed(endpoint, format!("layer {}", layer.digest), error));
+        }
+        Err(last.unwrap_or_else(|| self.no_host()))
+    }
+
+    /// Brings the whole layer into the sink, over as many requests as it takes.
+    async fn download(
+        &self,
+        endpoint: &Endpoint,
+        layer: &Descriptor,
+        sink: &mut Sink,
+    ) -> Result<(), Interrupted> {
+        let mut have = 0;
+        let mut attempt = 0;
+        loop {
+            let result = match endpoint.blob(layer.digest, have).await {
+                Ok(response) => self.receive(response, layer, &mut have, sink).await,
+                Err(error) => Err(error.into()),
+            };
+            let error = match result {
+                Ok(()) => return Ok(()),
+                Err(Interrupted::Registry(error)) => error,
+                Err(Interrupted::Sink) => return Err(Interrupted::Sink),
+            };
+            attempt += 1;
+            let Some(wait) = error.wait_before(attempt) else {
+                return Err(error.into());
+            };
+            tracing::debug!(host = %endpoint.host.base, layer = %layer.digest, have, %error, "trying again");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn receive(
+        &self,
+        mut response: Response,
+        layer: &Descriptor,
+        have: &mut u64,
+        sink: &mut Sink,
+    ) -> Result<(), Interrupted> {
+        if *have > 0 && !continues_at(&response, *have) {
+            sink.restart().await?;
+            *have = 0;
+        }
+        let mut reported = *have;
+        self.report_layer(layer, Status::Downloading, *have);
+        while let Some(part) = response.chunk().await.map_err(RegistryError::request)? {
+            *have += part.len() as u64;
+            if *have > layer.size {
+                return Err(RegistryError::TooLong { limit: layer.size }.into());
+            }
+            sink.append(part.into()).await?;
+            if *have - reported >= REPORT_EVERY {
+                reported = *have;
+                self.report_layer(layer, Status::Downloading, *have);
+            }
+        }
+        if *have < layer.size {
+            return Err(RegistryError::TooShort {
+                found: *have,
+                expected: layer.size,
+            }
+            .into());
+        }
+        Ok(())
+    }
+
+    fn report_layer(&self, layer: &Descriptor, status: Status, current: u64) {
+        (self.report)(Progress {
+            digest: Some(layer.digest),
+            status,
+            current,
+            total: layer.size,
+        });
+    }
+
+    /// Builds the file system and records the image.
+    async fn install(
+        &self,
+        resolved: Resolved,
+        chain: Digest,
+        staged: Vec<StagedBlob>,
+    ) -> Result<Image, ImageError> {
+        (self.report)(Progress {
+            digest: None,
+            status: Status::Unpacking,
+            current: 0,
+            total: 0,
+        });
+        let store = self.store.clone();
+        let reference = self.reference.clone();
+        let task = move || install(&store, &reference, resolved, chain, staged);
+        tokio::task::spawn_blocking(task)
+            .await
+            .map_err(|_| ImageError::Thread)?
+    }
+
+    fn failed(&self, endpoint: &Endpoint, what: String, source: RegistryError) -> ImageError {
+        let host = endpoint.host.base.to_string();
+        tracing::debug!(image = %self.reference, host, what, error = %source, "a host did not deliver");
+        PullError::Registry {
+            what: format!("{what} of {}", self.reference),
+            host,
+            source,
+        }
+        .into()
+    }
+
+    fn no_host(&self) -> ImageError {
+        let registry = self.reference.registry.clone().unwrap_or_default();
+        PullError::NoHost { registry }.into()
+    }
+}
+
+fn install(
+    store: &ImageStore,
+    reference: &Reference,
+    resolved: Resolved,
+    chain: Digest,
+    mut staged: Vec<StagedBlob>,
+) -> Result<Image, ImageError> {
+    let config = &store.inner.config;
+    let dirs = &store.inner.dirs;
+    let layers = &resolved.manifest.layers;
+    let size = store.build_once(&chain, || {
+        let sources = layers
+            .iter()
+            .zip(resolved.config.diff_ids())
+            .map(|(layer, diff_id)| {
+                let own = staged.iter().find(|blob| blob.digest == layer.digest);
+                let file = match own {
+                    Some(blob) => blob.open()?,
+                    None => dirs.open_file(Kind::Blob, &layer.digest)?.ok_or_else(|| {
+                        ImageError::NotFound {
+                            name: format!("layer {}", layer.digest),
+                        }
+                    })?,
+                };
+                Ok(LayerSource {
+                    digest: layer.digest,
+                    diff_id: *diff_id,
+                    file,
+                })
+            });
+        let sources = sources.collect::<Result<Vec<_>, ImageError>>()?;
+        rootfs::build(dirs, &chain, sources, &config.limits)
+    })?;
+    let mut kept = Vec::new();
+    if config.discard_layers {
+        staged.clear();
+    } else {
+        for layer in layers {
+            let is_here = staged.iter().any(|blob| blob.digest == layer.digest)
+                || dirs.open_file(Kind::Blob, &layer.digest)?.is_some();
+            if is_here {
+                kept.push(layer.digest);
+            }
+        }
+    }
+    let mut documents = Vec::new();
+    for bytes in &resolved.documents {
+        let mut writer = BlobWriter::new(dirs)?;
+        writer.append(bytes)?;
+        let blob = writer.finish();
+        documents.push(blob.digest);
+        staged.push(blob);
+    }
+    store.commit(NewImage {
+        id: resolved.manifest.config.digest,
+        chain_id: chain,
+        size,
+        documents,
+        layers: kept,
+        names: name_keys(
+            std::slice::from_ref(reference),
+            Some(&resolved.digest),
+            config,
+        ),
+        staged,
+        config: resolved.config,
+    })
+}
+
+/// Whether the answer is the rest of a blob, from byte `from` on.
+fn continues_at(response: &Response, from: u64) -> bool {
+    let range = response
+        .headers()
+        .get(header::CONTENT_RANGE)
+        .and_then(|value| value.to_str().ok());
+    response.status() == StatusCode::PARTIAL_CONTENT
+        && range.is_some_and(|range| range.trim().starts_with(&format!("bytes {from}-")))
+}
+
+/// Why a download stopped.
+enum Interrupted {
+    Registry(RegistryError),
+    /// The disk does not take it; [`Sink::finish`] says why.
+    Sink,
+}
+
+impl From<RegistryError> for Interrupted {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(error)
+    }
+}
+
+enum Part {
+    Bytes(Vec<u8>),
+    Restart,
+}
+
+/// Hashes and writes a blob in a thread where that may block.
+struct Sink {
+    parts: mpsc::Sender<Part>,
+    writer: JoinHandle<Result<StagedBlob, ImageError>>,
+}
+
+impl Sink {
+    fn start(store: ImageStore) -> Self {
+        let (parts, mut incoming) = mpsc::channel(PARTS_WAITING);
+        let writer = tokio::task::spawn_blocking(move || {
+            let dirs = &store.inner.dirs;
+            let mut writer = BlobWriter::new(dirs)?;
+            while let Some(part) = incoming.blocking_recv() {
+                match part {
+                    Part::Bytes(bytes) => writer.append(&bytes)?,
+                    Part::Restart => writer = BlobWriter::new(dirs)?,
+                }
+            }
+            Ok(writer.finish())
+        });
+        Self { parts, writer }
+    }
+
+    async fn append(&mut self, bytes: Vec<u8>) -> Result<(), Interrupted> {
+        self.parts
+            .send(Part::Bytes(bytes))
+            .await
+            .map_err(|_| Interrupted::Sink)
+    }
+
+    async fn restart(&mut self) -> Result<(), Interrupted> {
+        self.parts
+            .send(Part::Restart)
+            .await
+            .map_err(|_| Interrupted::Sink)
+    }
+
+    async fn finish(self) -> Result<StagedBlob, ImageError> {
+        drop(self.parts);
+        self.writer.await.map_err(|_| ImageError::Thread)?
+    }
+}
