@@ -56,7 +56,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             agent_ready: Duration::from_secs(120),
-            call: Duration::from_secs(60),
+            call: Duration::from_secs(180),
             shutdown: Duration::from_secs(10),
             vmm_exit: Duration::from_secs(5),
             drain: Duration::from_secs(30),

@@ -1,0 +1,227 @@
+//! Pods through the engine's own API, in real VMs under the qemu engine: what
+//! `cargo xtask setup` builds must be there, otherwise the tests say so and pass.
+
+use image_store::ImageStore;
+use pod_engine::{Config, ContainerState, Phase, Pod, PodEngine};
+use sandbox::{Engine, Sandboxes};
+use state_store::StateStore;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use vm_launcher::Launcher;
+
+const IMAGE: &str = "localhost/busybox:test";
+/// Only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// QEMU, as it is quick everywhere; kvm on demand.
+fn engine() -> Engine {
+    match std::env::var("SPHERULE_TEST_ENGINE").as_deref() {
+        Ok("kvm") => Engine::Kvm,
+        _ => Engine::Qemu,
+    }
+}
+
+/// What a test needs of the build, or `None` with a message.
+fn built() -> Option<(PathBuf, PathBuf)> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let vmm = std::env::current_exe()
+        .ok()?
+        .parent()?
+        .parent()?
+        .join("spherule-vmm");
+    let guest = top.join("target/guest");
+    let needed = [
+        vmm.clone(),
+        guest.join("vmlinux"),
+        guest.join("initramfs.cpio"),
+    ];
+    for path in &needed {
+        if !path.exists() {
+            println!(
+                "skipped: {} is not built (cargo xtask setup)",
+                path.display()
+            );
+            return None;
+        }
+    }
+    let probe = Launcher::new(&vmm).probe().ok()?;
+    if !probe.qemu.usable {
+        println!("skipped: no QEMU: {}", probe.qemu.detail);
+        return None;
+    }
+    Some((vmm, guest))
+}
+
+/// A daemon's insides, with directories of their own.
+struct Node {
+    dir: TempDir,
+    engine: PodEngine,
+    sandboxes: Sandboxes,
+}
+
+impl Node {
+    async fn new(vmm: &Path, guest: &Path) -> Self {
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .try_init();
+        let dir = tempfile::Builder::new().prefix("pods-").tempdir().unwrap();
+        let root = dir.path().join("root");
+        let state = StateStore::open(&root.join("state.redb")).unwrap();
+        let images = ImageStore::open(&root, state.clone(), Default::default()).unwrap();
+        let archive = test_images::busybox_image(IMAGE)
+            .unwrap()
+            .archive()
+            .unwrap();
+        images.import(archive.as_slice(), None).unwrap();
+        let (engine, sandboxes) = open(dir.path(), vmm, guest, state, images).await;
+        Self {
+            dir,
+            engine,
+            sandboxes,
+        }
+    }
+
+    async fn run(&self, spec: &str) -> String {
+        let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec:\n{spec}");
+        let pod = self
+            .engine
+            .run_pod(&text.replace("IMAGE", IMAGE), None)
+            .await
+            .unwrap();
+        pod.id.clone()
+    }
+
+    async fn wait(&self, id: &str, what: &str, such: impl Fn(&Pod) -> bool) -> Arc<Pod> {
+        let mut watch = self.engine.watch(id).unwrap();
+        let found = tokio::time::timeout(PATIENCE, watch.wait_for(|pod| such(pod))).await;
+        match found {
+            Ok(Ok(pod)) => Arc::clone(&pod),
+            _ => panic!("never {what}: {:#?}", self.engine.get(id)),
+        }
+    }
+
+    async fn wait_over(&self, id: &str) -> Arc<Pod> {
+        self.wait(id, "over", |pod| pod.phase.is_final()).await
+    }
+
+    /// The lines of a container's newest log, stream and tag kept, times not.
+    fn log(&self, id: &str, container: &str) -> Vec<String> {
+        let files = self.engine.log_files(id, container).unwrap();
+        let path = &files.files.last().unwrap().path;
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.lines()
+            .map(|line| {
+                line.split_once(' ')
+                    .map_or(line, |(_, rest)| rest)
+                    .to_owned()
+            })
+            .collect()
+    }
+}
+
+async fn open(
+    dir: &Path,
+    vmm: &Path,
+    guest: &Path,
+    state: StateStore,
+    images: ImageStore,
+) -> (PodEngine, Sandboxes) {
+    let root = dir.join("root");
+    let config = sandbox::Config::new(
+        &root,
+        dir.join("run"),
+        guest.join("vmlinux"),
+        guest.join("initramfs.cpio"),
+        Launcher::new(vmm),
+        engine(),
+    );
+    let sandboxes = Sandboxes::open(config, &state, images.clone())
+        .await
+        .unwrap();
+    let mut config = Config::new(&root);
+    config.restart_backoff.base = Duration::from_millis(50);
+    let engine = PodEngine::open(sandboxes.clone(), images, &state, config)
+        .await
+        .unwrap();
+    (engine, sandboxes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pod_runs_to_its_end_with_output_and_code() {
+    let Some((vmm, guest)) = built() else { return };
+    let node = Node::new(&vmm, &guest).await;
+    let id = node
+        .run(
+            "  restartPolicy: Never\n  volumes: [{name: v, emptyDir: {}}]\n  initContainers:\n  - {name: i, image: IMAGE, command: [sh, -c, 'echo page > /v/page; id -u'], volumeMounts: [{name: v, mountPath: /v}]}\n  containers:\n  - {name: a, image: IMAGE, command: [sh, -c, 'cat /v/page; hostname; echo bad >&2; exit 3'], volumeMounts: [{name: v, mountPath: /v}]}\n  - {name: b, image: IMAGE, command: [echo], args: ['$(X)'], env: [{name: X, value: hello}]}\n",
+        )
+        .await;
+    let pod = node.wait_over(&id).await;
+    for stage in &pod.stages {
+        println!(
+            "{:>10.1} ms  {}",
+            stage.duration_ns as f64 / 1e6,
+            stage.name
+        );
+    }
+    assert_eq!(pod.phase, Phase::Failed, "{pod:#?}");
+    let (a, b) = (&pod.containers[0], &pod.containers[1]);
+    assert_eq!((a.exit_code, a.reason.as_str()), (3, "Error"), "{pod:#?}");
+    assert_eq!((b.exit_code, b.reason.as_str()), (0, "Completed"));
+    assert_eq!(node.log(&id, "i"), ["stdout F 0"]);
+    let mut lines = node.log(&id, "a");
+    lines.sort();
+    assert_eq!(lines, ["stderr F bad", "stdout F p", "stdout F page"]);
+    assert_eq!(node.log(&id, "b"), ["stdout F hello"]);
+    node.engine.remove(&id, false).await.unwrap();
+    assert!(node.engine.list(&Default::default()).is_empty());
+    assert!(node.sandboxes.sandboxes().is_empty());
+    for sub in ["root/pods", "root/logs", "run/pods"] {
+        assert_eq!(
+            std::fs::read_dir(node.dir.path().join(sub))
+                .unwrap()
+                .count(),
+            0,
+            "{sub}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pod_restarts_stops_and_dies_with_its_vm() {
+    let Some((vmm, guest)) = built() else { return };
+    let node = Node::new(&vmm, &guest).await;
+    let id = node
+        .run(
+            "  restartPolicy: OnFailure\n  containers:\n  - {name: once, image: IMAGE, command: [sh, -c, 'exit 4']}\n  - {name: long, image: IMAGE, command: [sh, -c, 'echo up; exec sleep 1000']}\n",
+        )
+        .await;
+    let twice = |pod: &Pod| pod.containers[0].restart_count >= 2;
+    let pod = node.wait(&id, "restarted twice", twice).await;
+    let long = &pod.containers[1];
+    assert_eq!(
+        (long.state, long.restart_count),
+        (ContainerState::Running, 0)
+    );
+    assert_eq!(node.log(&id, "long"), ["stdout F up"]);
+
+    // Its VM is killed: the pod gets another one.
+    let pid = pod.vm.unwrap().vmm_pid;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let again = |pod: &Pod| {
+        let long = &pod.containers[1];
+        long.restart_count == 1 && long.state == ContainerState::Running
+    };
+    node.wait(&id, "in a new VM", again).await;
+
+    let pod = node
+        .engine
+        .stop(&id, Some(Duration::from_secs(0)))
+        .await
+        .unwrap();
+    assert_eq!((pod.phase, pod.reason.as_str()), (Phase::Failed, "Stopped"));
+    assert_eq!(pod.containers[1].exit_code, 137);
+    node.engine.remove(&id, false).await.unwrap();
+}
