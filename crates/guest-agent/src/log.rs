@@ -14,7 +14,8 @@ const MAX_LINES: u32 = 2000;
 /// Longest line in bytes; the kernel takes just under 1 KiB.
 const MAX_LINE: usize = 900;
 
-/// Opens /dev/kmsg; before this and where it fails, lines are dropped.
+/// Opens /dev/kmsg; before this and where it fails, all but fatal lines are
+/// dropped.
 pub(crate) fn open() {
     if let Ok(file) = File::options().write(true).open("/dev/kmsg") {
         let _ = KMSG.set(file);
@@ -55,7 +56,14 @@ fn line(level: u8, text: &str) {
         }
     }
     line.push(b'\n');
-    if let Some(mut kmsg) = KMSG.get() {
-        let _ = kmsg.write_all(&line);
+    match KMSG.get() {
+        Some(mut kmsg) => {
+            let _ = kmsg.write_all(&line);
+        }
+        // Before /dev is there: the console, which ends in the same log.
+        None if level == 0 => {
+            let _ = std::io::stderr().write_all(&line);
+        }
+        None => {}
     }
 }

@@ -1,6 +1,12 @@
 //! Containers' standard streams on their way to and from the host: one reader or
 //! writer each, bounded memory, and nothing read from a pipe that the host does
 //! not take.
+//!
+//! What a host may rely on: output waits in the pipe until it is asked for, also
+//! after the container's end, until the container is removed. After a connection
+//! broke, the stream may be opened again and goes on; bytes that were handed to
+//! the broken connection may be lost. The end of a stdin connection closes the
+//! container's stdin (not a terminal's).
 
 use guest_api::proto::open_stream::Stream;
 use rustix::io::Errno;
