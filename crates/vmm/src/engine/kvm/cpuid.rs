@@ -100,11 +100,7 @@ fn adapt(entry: &mut kvm_cpuid_entry2, id: u32, vcpus: u32) {
 /// What only AMD's processors (and Hygon's) say about topology.
 fn adapt_amd(entry: &mut kvm_cpuid_entry2, id: u32, vcpus: u32) {
     match entry.function {
-        LEAF_AMD_FEATURES => {
-            if vcpus > 1 {
-                entry.ecx |= ECX_AMD_CMP_LEGACY;
-            }
-        }
+        LEAF_AMD_FEATURES if vcpus > 1 => entry.ecx |= ECX_AMD_CMP_LEGACY,
         LEAF_AMD_CORES => entry.ecx = core_bits(vcpus) << 12 | (vcpus - 1),
         LEAF_AMD_CACHES if entry.eax & 0x1f != 0 => {
             let level = entry.eax >> 5 & 7;
