@@ -12,7 +12,8 @@ use vm_memory::{GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 use std::sync::atomic::Ordering;
 
 /// Most descriptors in one chain. The driver is bound to the queue's size
-/// (virtio 1.2, 2.7.5.2), which no device here sets higher.
+/// (virtio 1.2, 2.7.5.3.1), which no device here sets higher; QEMU's virtio-mmio
+/// lets every driver have 1024 entries.
 pub(crate) const MAX_DESCRIPTORS: usize = 1024;
 
 /// A piece of guest memory.
