@@ -39,10 +39,16 @@ fn build(root: &Path, target_dir: &Path) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // Static, and linked to fixed addresses: nothing to relocate at start. Paths
     // of the build machine stay out of the binary.
-    let flags = format!(
-        "-C target-feature=+crt-static -C relocation-model=static --remap-path-prefix={}=.",
-        root.display()
-    );
+    let mut flags = vec![
+        "-Ctarget-feature=+crt-static".to_owned(),
+        "-Crelocation-model=static".to_owned(),
+        format!("--remap-path-prefix={}=spherule", root.display()),
+    ];
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo_home = cargo_home.or_else(|| Some(std::env::home_dir()?.join(".cargo")));
+    if let Some(home) = cargo_home {
+        flags.push(format!("--remap-path-prefix={}=cargo", home.display()));
+    }
     let status = Command::new(cargo)
         .current_dir(root)
         .args([
@@ -55,8 +61,8 @@ fn build(root: &Path, target_dir: &Path) -> Result<PathBuf> {
         ])
         .args(["--target", TARGET, "--target-dir"])
         .arg(target_dir)
-        .env("RUSTFLAGS", flags)
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        // Encoded: paths may contain spaces. It wins over RUSTFLAGS.
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .status()
         .context("starting cargo to build spherule-init")?;
     ensure!(status.success(), "building spherule-init failed ({status})");
