@@ -55,10 +55,10 @@ pub(crate) async fn resolve(
             ),
         });
     }
-    Err(Missing {
-        reason: "ErrImagePull",
-        message: format!("image {image} is not here; import it (`spherule import`)"),
-    })
+    match store.pull(image, None, |_| ()).await {
+        Ok(pulled) => Ok(resolved(pulled)),
+        Err(error) => Err(missing(image, &error)),
+    }
 }
 
 /// The image, if it is here. The store's calls block.

@@ -63,10 +63,14 @@ struct Node {
 
 impl Node {
     async fn new(vmm: &Path, guest: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("pods-").tempdir().unwrap();
+        Self::on(dir, vmm, guest).await
+    }
+
+    async fn on(dir: TempDir, vmm: &Path, guest: &Path) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .try_init();
-        let dir = tempfile::Builder::new().prefix("pods-").tempdir().unwrap();
         let root = dir.path().join("root");
         let state = StateStore::open(&root.join("state.redb")).unwrap();
         let images = ImageStore::open(&root, state.clone(), Default::default()).unwrap();
@@ -224,4 +228,84 @@ async fn pod_restarts_stops_and_dies_with_its_vm() {
     assert_eq!((pod.phase, pod.reason.as_str()), (Phase::Failed, "Stopped"));
     assert_eq!(pod.containers[1].exit_code, 137);
     node.engine.remove(&id, false).await.unwrap();
+}
+
+/// Set for the process that plays the daemon that will be killed.
+const CHILD: &str = "SPHERULE_TEST_DAEMON_DIR";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pod_goes_on_without_its_daemon_and_is_known_to_the_next() {
+    let Some((vmm, guest)) = built() else { return };
+    if let Ok(dir) = std::env::var(CHILD) {
+        return daemon_to_be_killed(Path::new(&dir), &vmm, &guest).await;
+    }
+    let dir = tempfile::Builder::new().prefix("pods-").tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "pod_goes_on_without_its_daemon_and_is_known_to_the_next",
+        ])
+        .env(CHILD, dir.path())
+        .spawn()
+        .unwrap();
+    let id_file = dir.path().join("id");
+    let begun = tokio::time::Instant::now();
+    while !id_file.exists() {
+        assert!(begun.elapsed() < PATIENCE, "the pod never ran");
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "the first daemon ended"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let id = std::fs::read_to_string(&id_file).unwrap();
+    // What a daemon killed in the middle of something leaves.
+    std::fs::create_dir_all(dir.path().join("run/pods/stray")).unwrap();
+    // One container ends while there is no daemon, one goes on.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+
+    let node = Node::on(dir, &vmm, &guest).await;
+    assert!(!node.dir.path().join("run/pods/stray").exists());
+    let ended = |pod: &Pod| pod.containers[0].state == ContainerState::Terminated;
+    let pod = node
+        .wait(&id, "seen to have ended one container", ended)
+        .await;
+    assert_eq!(pod.containers[0].exit_code, 5, "{pod:#?}");
+    assert_eq!(node.log(&id, "short"), ["stdout F one", "stdout F two"]);
+    let long = &pod.containers[1];
+    assert_eq!(
+        (long.state, long.restart_count),
+        (ContainerState::Running, 0)
+    );
+    let pod = node.engine.stop(&id, Some(Duration::ZERO)).await.unwrap();
+    assert_eq!(pod.containers[1].exit_code, 137);
+    node.engine.remove(&id, false).await.unwrap();
+    assert!(node.sandboxes.sandboxes().is_empty());
+}
+
+/// Runs a pod, says its id in a file, and waits for its end.
+async fn daemon_to_be_killed(dir: &Path, vmm: &Path, guest: &Path) {
+    let root = dir.join("root");
+    let state = StateStore::open(&root.join("state.redb")).unwrap();
+    let images = ImageStore::open(&root, state.clone(), Default::default()).unwrap();
+    let archive = test_images::busybox_image(IMAGE)
+        .unwrap()
+        .archive()
+        .unwrap();
+    images.import(archive.as_slice(), None).unwrap();
+    let (engine, _sandboxes) = open(dir, vmm, guest, state, images).await;
+    let text = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec:\n  restartPolicy: Never\n  containers:\n  - {{name: short, image: '{IMAGE}', command: [sh, -c, 'echo one; sleep 2; echo two; exit 5']}}\n  - {{name: long, image: '{IMAGE}', command: [sleep, '1000']}}\n"
+    );
+    let pod = engine.run_pod(&text, None).await.unwrap();
+    let mut watch = engine.watch(&pod.id).unwrap();
+    watch
+        .wait_for(|pod| pod.phase == Phase::Running)
+        .await
+        .unwrap();
+    std::fs::write(dir.join("id.new"), &pod.id).unwrap();
+    std::fs::rename(dir.join("id.new"), dir.join("id")).unwrap();
+    std::future::pending::<()>().await;
 }

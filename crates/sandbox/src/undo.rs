@@ -70,7 +70,7 @@ async fn undo_step(
                 live.set_died(death::find(&paths).cause);
             }
             entry.set_live(None);
-            crate::vmm::remove_cgroup(&entry.id);
+            crate::vmm::remove_cgroup(&entry.id, inner.config.timeouts.vmm_exit).await;
             Ok(())
         }
         // Steps of containers are on containers' stacks.

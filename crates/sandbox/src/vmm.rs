@@ -5,6 +5,7 @@
 use crate::config::Paths;
 use crate::error::{SandboxError, chain};
 use crate::process_end::ProcessEnd;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -18,6 +19,8 @@ use vm_spec::proto::{Bay, BootRequest, BootResponse, Extent, LogStatus, StateRes
 pub(crate) const PROGRAM: &str = "spherule-vmm";
 /// Where the cgroups of VMMs lie in each hierarchy.
 const CGROUPS: &str = "spherule";
+/// Pause between two attempts to remove one.
+const CGROUP_RETRY: Duration = Duration::from_millis(10);
 
 /// A VMM's process, by descriptor.
 #[derive(Debug)]
@@ -239,13 +242,38 @@ fn cgroup(id: &str) -> Option<Cgroup> {
         .ok()
 }
 
-/// Removes what [`Vmm::start`] made beside the process.
-pub(crate) fn remove_cgroup(id: &str) {
-    if let Some(Err(error)) = cgroup(id).map(|group| group.remove()) {
-        tracing::warn!(
-            sandbox = id,
-            error = chain(&error),
-            "the cgroup of its VMM stays"
-        );
+/// Removes the cgroup of a VMM that has ended, and ends what is left in it: the
+/// engine's child dies with the VMM, but a moment later.
+pub(crate) async fn remove_cgroup(id: &str, limit: Duration) {
+    let Some(group) = cgroup(id) else {
+        return;
+    };
+    let deadline = tokio::time::Instant::now() + limit;
+    while let Err(error) = group.remove() {
+        if tokio::time::Instant::now() > deadline {
+            tracing::warn!(
+                sandbox = id,
+                error = chain(&error),
+                "the cgroup of its VMM stays"
+            );
+            return;
+        }
+        kill_all(&group);
+        tokio::time::sleep(CGROUP_RETRY).await;
+    }
+}
+
+/// Kills the processes of a group.
+fn kill_all(group: &Cgroup) {
+    for dir in group.dirs() {
+        let members = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        for pid in members.lines().filter_map(|line| line.parse().ok()) {
+            // 0 is a process of another PID namespace, and would mean our own group.
+            if let Some(pid) = Pid::from_raw(pid)
+                && pid.as_raw_pid() > 1
+            {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
     }
 }
