@@ -163,7 +163,7 @@ fn find(dir: &std::path::Path, name: &str) -> anyhow::Result<Vec<std::path::Path
     Ok(found)
 }
 
-/// Command lines of processes, the daemon itself apart, that name its directory.
+/// Processes, the daemon itself apart, that name its directory or work in it.
 pub(crate) fn processes_naming(daemon: &Daemon) -> anyhow::Result<Vec<String>> {
     let dir = daemon.dir().to_string_lossy().into_owned();
     let mut found = Vec::new();
@@ -174,8 +174,9 @@ pub(crate) fn processes_naming(daemon: &Daemon) -> anyhow::Result<Vec<String>> {
         }
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.contains(&dir) {
-            found.push(line);
+        let cwd = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+        if line.contains(&dir) || cwd.starts_with(&dir) {
+            found.push(format!("{} {line}", entry.file_name().display()));
         }
     }
     Ok(found)

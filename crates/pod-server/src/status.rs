@@ -1,6 +1,6 @@
 //! Errors of the engine and the store as gRPC status codes.
 
-use image_store::ImageError;
+use image_store::{ImageError, PullError};
 use pod_engine::{EngineError, ErrorKind};
 use std::error::Error;
 use tonic::{Code, Status};
@@ -21,6 +21,12 @@ pub(crate) fn of_engine(error: &EngineError) -> Status {
 /// The status of a refused or failed call of the image store.
 pub(crate) fn of_image(error: &ImageError) -> Status {
     let code = match error {
+        ImageError::Shared(shared) => return of_image(shared),
+        ImageError::Pull(pull) => match **pull {
+            PullError::NoRegistry { .. } => Code::InvalidArgument,
+            PullError::Hosts { .. } | PullError::NoHost { .. } => Code::FailedPrecondition,
+            PullError::Registry { .. } => Code::Unavailable,
+        },
         ImageError::NotFound { .. } => Code::NotFound,
         ImageError::InUse { .. } => Code::FailedPrecondition,
         ImageError::Reference(_)

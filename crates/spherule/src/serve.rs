@@ -14,6 +14,7 @@ use pod_engine::PodEngine;
 use pod_server::{Facts, Images, Pods};
 use sandbox::Sandboxes;
 use state_store::StateStore;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,6 +58,7 @@ pub(crate) struct Args {
 pub(crate) fn run(run: PathBuf, args: Args) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(
             tracing_subscriber::EnvFilter::builder()
                 .with_default_directive(tracing::Level::INFO.into())

@@ -45,12 +45,11 @@ impl Daemon {
     }
 }
 
-/// The daemon's refusal as an error with its own words only.
+/// The daemon's refusal as an error with its own words only. A status that has a
+/// cause is not the daemon's: the connection made it.
 pub(crate) fn refused(status: tonic::Status) -> anyhow::Error {
-    match status.code() {
-        tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled => {
-            anyhow!("the daemon went away: {}", status.message())
-        }
-        _ => anyhow!("{}", status.message()),
+    if std::error::Error::source(&status).is_some() {
+        return anyhow!("the daemon went away: {}", status.message());
     }
+    anyhow!("{}", status.message())
 }
