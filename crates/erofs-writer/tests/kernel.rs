@@ -143,7 +143,7 @@ struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        let status = Command::new("umount").arg(self.0).status();
+        let status = Command::new("umount").arg("--lazy").arg(self.0).status();
         if !status.is_ok_and(|status| status.success()) {
             eprintln!("{} could not be unmounted", self.0.display());
         }

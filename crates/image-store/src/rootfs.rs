@@ -46,7 +46,8 @@ pub(crate) fn build(
         uuid,
         limits: Limits {
             max_data_bytes: limits.max_unpacked_bytes,
-            max_inodes: limits.max_members,
+            // One more: the root directory is no member.
+            max_inodes: limits.max_members.saturating_add(1),
             max_metadata_bytes: limits.max_metadata_bytes,
         },
     };

@@ -54,7 +54,7 @@ impl Fixture {
     }
 
     fn expect_empty(&self) {
-        assert_eq!(self.files(), [PathBuf::new(); 0]);
+        assert_eq!(self.files(), Vec::<PathBuf>::new());
         assert!(self.store.list().unwrap().is_empty());
     }
 
@@ -575,7 +575,7 @@ fn start_cleans_up_after_a_killed_daemon() {
     let images = fixture.dir.path().join("images");
     let stray = Digest::of(b"stray").hex();
     for path in [
-        format!("tmp/half"),
+        "tmp/half".to_owned(),
         format!("blobs/sha256/{stray}"),
         format!("erofs/{stray}.erofs"),
     ] {

@@ -40,7 +40,7 @@ pub enum HostsError {
         path: PathBuf,
         /// The reason.
         #[source]
-        source: toml::de::Error,
+        source: Box<toml::de::Error>,
     },
     /// An address that is no HTTP URL.
     #[error("{}: {url:?} is not an http:// or https:// address", path.display())]
@@ -137,7 +137,7 @@ pub(super) fn load(dir: Option<&Path>, registry: &str) -> Result<Vec<Host>, Host
 fn parse(text: &str, path: &Path, dir: &Path, registry: &str) -> Result<Vec<Host>, HostsError> {
     let invalid = |source| HostsError::Parse {
         path: path.to_owned(),
-        source,
+        source: Box::new(source),
     };
     let file: File = toml::from_str(text).map_err(invalid)?;
     let server_text = file.server.unwrap_or_else(|| format!("https://{registry}"));

@@ -287,6 +287,8 @@ impl Transfer {
         let slots = Arc::new(Semaphore::new(PARALLEL));
         let mut seen = HashSet::new();
         let mut downloads = JoinSet::new();
+        // Closed when the last writer has let go of its file.
+        let (alive, mut ended) = mpsc::channel(1);
         for layer in layers.iter().filter(|layer| seen.insert(layer.digest)) {
             if is_built || dirs.open_file(Kind::Blob, &layer.digest)?.is_some() {
                 (self.report)(Progress {
@@ -297,7 +299,7 @@ impl Transfer {
                 });
                 continue;
             }
-            let (layer, slots) = (layer.clone(), Arc::clone(&slots));
+            let (layer, slots, alive) = (layer.clone(), Arc::clone(&slots), alive.clone());
             let own = Self {
                 store: self.store.clone(),
                 reference: self.reference.clone(),
@@ -307,21 +309,32 @@ impl Transfer {
             downloads.spawn(async move {
                 // The semaphore is never closed.
                 let _slot = slots.acquire_owned().await;
-                own.layer(&layer).await
+                own.layer(&layer, &alive).await
             });
         }
         let mut staged = Vec::new();
-        // On an error the others are aborted with the set.
-        while let Some(done) = downloads.join_next().await {
-            staged.push(done.map_err(|_| ImageError::Thread)??);
+        let mut result = Ok(());
+        while let (Ok(()), Some(done)) = (&result, downloads.join_next().await) {
+            match done {
+                Ok(Ok(blob)) => staged.push(blob),
+                Ok(Err(error)) => result = Err(error),
+                Err(_) => result = Err(ImageError::Thread),
+            }
         }
-        Ok(staged)
+        downloads.shutdown().await;
+        drop(alive);
+        while ended.recv().await.is_some() {}
+        result.map(|()| staged)
     }
 
-    async fn layer(&self, layer: &Descriptor) -> Result<StagedBlob, ImageError> {
+    async fn layer(
+        &self,
+        layer: &Descriptor,
+        alive: &mpsc::Sender<()>,
+    ) -> Result<StagedBlob, ImageError> {
         let mut last = None;
         for endpoint in self.endpoints.iter() {
-            let mut sink = Sink::start(self.store.clone());
+            let mut sink = Sink::start(self.store.clone(), alive.clone());
             let error = match self.download(endpoint, layer, &mut sink).await {
                 Ok(()) => {
                     let staged = sink.finish().await?;
@@ -559,9 +572,10 @@ struct Sink {
 }
 
 impl Sink {
-    fn start(store: ImageStore) -> Self {
+    fn start(store: ImageStore, alive: mpsc::Sender<()>) -> Self {
         let (parts, mut incoming) = mpsc::channel(PARTS_WAITING);
         let writer = tokio::task::spawn_blocking(move || {
+            let _alive = alive;
             let dirs = &store.inner.dirs;
             let mut writer = BlobWriter::new(dirs)?;
             while let Some(part) = incoming.blocking_recv() {

@@ -50,7 +50,7 @@ impl Fixture {
 
     async fn refusal(&self, name: &str) -> String {
         let text = chain(&self.pull(name).await.expect_err("refused"));
-        assert_eq!(self.files(), [PathBuf::new(); 0]);
+        assert_eq!(self.files(), Vec::<PathBuf>::new());
         assert!(self.store.list().unwrap().is_empty());
         text
     }
