@@ -67,10 +67,8 @@ fn one(record: &mut PodRecord, rules: &Rules, slot: Slot, container: &Container)
     status.id.clone_from(&container.id);
     status.image_id.clone_from(&container.image_id);
     match (&container.state, &container.exit) {
-        (ContainerState::Running, _) => {
-            if status.state != crate::record::ContainerState::Running {
-                state::started(status, container.started_at_ns);
-            }
+        (ContainerState::Running, _) if status.state != crate::record::ContainerState::Running => {
+            state::started(status, container.started_at_ns);
         }
         (ContainerState::Exited, Some(exit)) => {
             status.started_at_ns = container.started_at_ns;

@@ -234,7 +234,9 @@ async fn read_all(
                     }
                 }
                 Some(Kind::Event(event)) => {
-                    if events.send(event).await.is_err() {
+                    let taken = events.send(event).await;
+                    // Nobody takes events any more: the connection is given up.
+                    if taken.is_err() {
                         return Ok(());
                     }
                 }
