@@ -15,8 +15,8 @@ use vm_spec::proto::vm_exit::Reason;
 use super::super::{Machine, RunningVm};
 use super::probe::probe;
 
-/// Generous: an emulating KVM on a busy host takes most of a minute.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Generous: an emulating KVM on a host with much else to do takes minutes.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// The guest kernel, if it was built (`cargo xtask setup`).
 fn kernel() -> Option<File> {
