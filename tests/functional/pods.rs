@@ -123,7 +123,7 @@ fn shared_namespaces() -> anyhow::Result<()> {
 }
 
 fn pid_namespaces() -> anyhow::Result<()> {
-    let script = "echo I am $$; exec sleep 0.2";
+    let script = "echo I am $$$$; exec sleep 0.2";
     let out = shared::daemon()?
         .run(&one("own-pids", script, json!({})))?
         .ok()?;

@@ -50,7 +50,7 @@ fn unsupported() -> anyhow::Result<()> {
 
 fn no_pod() -> anyhow::Result<()> {
     let daemon = shared::daemon()?;
-    daemon.run("kind: [")?.refused(&["YAML"])?;
+    daemon.run("kind: [")?.refused(&["manifest", "line 2"])?;
     daemon
         .run("{apiVersion: v1, kind: Service, metadata: {name: x}}")?
         .refused(&["Service"])?;
@@ -198,7 +198,7 @@ fn silent_guest() -> anyhow::Result<()> {
     let script = b"#!/busybox sh\nexec /busybox sleep 100000\n";
     let archive = cpio(&[("busybox", &busybox), ("init", script)]);
     let (_dir, daemon) = with_guest(None, Some(&archive))?;
-    fails_with(&daemon, &["agent", "15s"])
+    fails_with(&daemon, &["agent", "15 s"])
 }
 
 fn guest_panic() -> anyhow::Result<()> {

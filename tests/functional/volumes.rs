@@ -20,11 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 fn shared_dir() -> anyhow::Result<()> {
     let mount = json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]});
-    let writer = container(
-        "writer",
-        "echo kept > /v/a; echo $$ > /v/done",
-        mount.clone(),
-    );
+    let writer = container("writer", "echo kept > /v/a; touch /v/done", mount.clone());
     let wait = "until test -e /v/done; do sleep 0.1; done; cat /v/a; stat -c %a /v";
     let reader = container("reader", wait, mount);
     let spec = json!({"volumes": [{"name": "v", "emptyDir": {}}]});
