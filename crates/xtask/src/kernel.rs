@@ -105,7 +105,9 @@ impl Recipe {
     fn build(&self, work: &Path, kept: &Path) -> anyhow::Result<()> {
         packages::ensure(&[packages::KERNEL])?;
         let tree = source::unpack(&self.source, &self.patches, work)?;
-        let objects = tree.with_file_name("objects");
+        // Below the tree: the compiler sees relative paths only, so that no byte
+        // depends on where this checkout lies.
+        let objects = tree.join("objects");
         step(&format!("building the guest kernel ({})", self.source));
         compile::configure(&tree, &objects, &self.config)?;
         compile::build(&tree, &objects)?;

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Steps that a build of this configuration has, for the percentage shown.
-const STEPS: usize = 1750;
+const STEPS: usize = 2072;
 /// How often a build says where it is, when its output is no terminal.
 const REPORT_EVERY: Duration = Duration::from_secs(30);
 /// Lines of the build's output shown when it fails.
