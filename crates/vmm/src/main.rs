@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
 
 /// Runs one micro-VM.
@@ -21,9 +22,18 @@ enum Command {
     Probe,
 }
 
-fn main() -> anyhow::Result<()> {
-    let started = Instant::now();
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    // One line with its causes: it ends up in an error message of the daemon.
+    match run(Instant::now(), Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("spherule-vmm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(started: Instant, cli: Cli) -> anyhow::Result<()> {
     if matches!(cli.command, Some(Command::Probe)) {
         println!("{}", serde_json::to_string(&vmm::probe())?);
         return Ok(());

@@ -138,3 +138,6 @@ impl Logs {
         self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;
