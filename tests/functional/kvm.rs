@@ -15,6 +15,8 @@ pub(crate) const TESTS: &[Test] = &[
 fn daemon() -> anyhow::Result<Daemon> {
     Daemon::with(DaemonOptions {
         engine: "kvm".into(),
+        // An emulated guest on a busy machine needs more than the default's two minutes.
+        args: vec!["--agent-timeout".into(), "500s".into()],
         ..DaemonOptions::default()
     })
 }

@@ -84,12 +84,12 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     let engines = engine::choose(&launcher, args.engine)?;
     info!(engine = %engines.chosen, reason = engines.reason, "engine chosen");
 
-    let images = {
-        let mut config = image_store::Config::default();
-        config.registries_dir = Some(args.registries);
-        config.default_registry = args.default_registry;
-        ImageStore::open(&root, state.clone(), config)?
+    let config = image_store::Config {
+        registries_dir: Some(args.registries),
+        default_registry: args.default_registry,
+        ..image_store::Config::default()
     };
+    let images = ImageStore::open(&root, state.clone(), config)?;
     let mut config = sandbox::Config::new(
         &root,
         &run,

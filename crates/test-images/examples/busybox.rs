@@ -3,6 +3,9 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args_os().nth(1).ok_or("usage: busybox FILE")?;
-    std::fs::write(path, test_images::busybox_image("localhost/busybox:demo")?.archive()?)?;
+    std::fs::write(
+        path,
+        test_images::busybox_image("localhost/busybox:demo")?.archive()?,
+    )?;
     Ok(())
 }

@@ -54,6 +54,16 @@ pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Instructions from power-on until the guest agent of this checkout would run,
+/// on one vCPU.
+pub(crate) fn instructions_until_agent(root: &Path, vmlinux: &Path) -> anyhow::Result<u64> {
+    let counts = measure::measure(root, vmlinux)?;
+    let with_agent = counts.iter().rfind(|count| count.vcpus == 1);
+    with_agent
+        .map(|count| count.instructions)
+        .context("nothing was measured")
+}
+
 /// Makes sure that the guest kernel of this checkout is built; returns
 /// `target/guest/vmlinux`, an uncompressed ELF image with a PVH note.
 pub(crate) fn ensure(root: &Path) -> anyhow::Result<PathBuf> {

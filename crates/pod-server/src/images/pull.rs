@@ -17,7 +17,7 @@ type Events = Pin<Box<dyn Stream<Item = Result<PullImageResponse, Status>> + Sen
 pub(crate) fn pull(store: ImageStore, request: PullImageRequest) -> Events {
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
-        let credentials = (!request.username.is_empty()).then(|| Credentials::Basic {
+        let credentials = (!request.username.is_empty()).then_some(Credentials::Basic {
             username: request.username,
             password: request.password,
         });
