@@ -41,13 +41,14 @@ pub(crate) fn build(root: &Path, profile: Profile) -> anyhow::Result<Binaries> {
 /// `cargo xtask bench`.
 pub(crate) fn bench(root: &Path, args: &[String]) -> anyhow::Result<()> {
     packages::ensure(&[packages::KERNEL, packages::RUN, packages::DEMO])?;
-    kernel::ensure(root)?;
+    let vmlinux = kernel::ensure(root)?;
     guest::ensure(root)?;
     build(root, Profile::Release)?;
+    step("counting the guest kernel's instructions");
+    let instructions = kernel::instructions_until_agent(root, &vmlinux)?;
     step("measuring");
-    checked(
-        cargo(root)
-            .args(["run", "--release", "-p", "spherule-bench", "--"])
-            .args(args),
-    )
+    let mut bench = cargo(root);
+    bench.args(["run", "--release", "-p", "spherule-bench", "--"]);
+    bench.args(["--kernel-instructions", &instructions.to_string()]);
+    checked(bench.args(args))
 }
