@@ -9,7 +9,7 @@ use vm_spec::proto::vm_exit::Reason;
 
 /// Bytes of a file's end that are looked at.
 const TAIL: u64 = 16 << 10;
-/// Lines of the VMM's log that are told.
+/// Lines of a log that are told.
 const LOG_LINES: usize = 3;
 
 /// How a VM ended.
@@ -41,31 +41,33 @@ pub(crate) fn find(paths: &Paths) -> Death {
         };
         return Death { cause, orderly };
     }
-    let kernel_log = paths.kernel_log();
-    if let Some(line) = tail(&kernel_log).and_then(|text| panic_line(&text)) {
-        let cause = format!(
-            "the guest kernel panicked: {line} (see {})",
-            kernel_log.display()
-        );
+    if let Some(line) = tail(&paths.kernel_log()).and_then(|text| panic_line(&text)) {
+        let cause = format!("the guest kernel panicked: {line}");
         return Death {
             cause,
             orderly: false,
         };
     }
-    let vmm_log = paths.vmm_log();
-    let said = tail(&vmm_log)
+    let said = tail(&paths.vmm_log())
         .map(|text| last_lines(&text))
         .unwrap_or_default();
     let cause = if said.is_empty() {
         "its spherule-vmm process was killed (kill -9, or the host's OOM killer: see dmesg)".into()
     } else {
-        let log = vmm_log.display();
-        format!("its spherule-vmm process died; its log {log} ends with: {said}")
+        format!("its spherule-vmm process died; its log ends with: {said}")
     };
     Death {
         cause,
         orderly: false,
     }
+}
+
+/// The end of the guest's kernel log: all that a guest which never answered said.
+/// Told in full, since the log goes with a sandbox that never was.
+pub(crate) fn last_words(paths: &Paths) -> String {
+    let said = tail(&paths.kernel_log()).map(|text| last_lines(&text));
+    said.filter(|said| !said.is_empty())
+        .unwrap_or_else(|| "none (it printed nothing)".into())
 }
 
 /// The last bytes of a file as text.

@@ -70,7 +70,7 @@ pub enum SandboxError {
     },
     /// The agent in the guest did not answer in time.
     #[error(
-        "the agent in the guest of {id} did not {what} within {seconds} s; its kernel log is {kernel_log}"
+        "the agent in the guest of {id} did not {what} within {seconds} s; its kernel's last words: {last_words}"
     )]
     AgentTimeout {
         /// The sandbox.
@@ -79,8 +79,8 @@ pub enum SandboxError {
         what: &'static str,
         /// How long.
         seconds: u64,
-        /// Where to look.
-        kernel_log: String,
+        /// The end of the guest's kernel log.
+        last_words: String,
     },
     /// The agent refused a call.
     #[error("the agent in the guest of {id} could not {what}: {message}")]

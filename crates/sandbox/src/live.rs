@@ -2,6 +2,7 @@
 //! and the agent's connection, which may come and go.
 
 use crate::config::{Paths, Timeouts};
+use crate::death;
 use crate::error::{SandboxError, chain};
 use crate::guest::{GuestClient, GuestError};
 use crate::vmm::{Process, Vmm};
@@ -112,7 +113,7 @@ impl Live {
                 id: self.id.clone(),
                 what,
                 seconds: limit.as_secs(),
-                kernel_log: self.paths.kernel_log().display().to_string(),
+                last_words: death::last_words(&self.paths),
             },
             error => SandboxError::Guest {
                 id: self.id.clone(),

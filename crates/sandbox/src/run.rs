@@ -9,7 +9,7 @@ use crate::record::{Sandbox, SandboxState, Stage, Step, VmmId, stages};
 use crate::registry::Entry;
 use crate::spec::SandboxSpec;
 use crate::vmm::{Vmm, open_append, open_read};
-use crate::{Inner, scratch, undo, vm_plan, watch};
+use crate::{Inner, death, scratch, undo, vm_plan, watch};
 use guest_api::proto::{client_message::Call, response};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -279,7 +279,7 @@ async fn reach_agent(
                 id: entry.id.clone(),
                 what: "come up",
                 seconds: limit.as_secs(),
-                kernel_log: live.paths.kernel_log().display().to_string(),
+                last_words: death::last_words(&live.paths),
             }),
         },
         cause = live.died() => Err(SandboxError::VmDied { id: entry.id.clone(), cause }),
@@ -334,8 +334,9 @@ async fn set_up(
         .update(|sandbox| {
             sandbox.kernel_release = release;
             sandbox.stages.push(Stage {
+                name: stages::GUEST_KERNEL.into(),
+                started_at_ns: now_ns().saturating_sub(nanos(answer.ready_ns)),
                 duration_ns: nanos(answer.init_started_ns),
-                ..clock.stage(stages::GUEST_KERNEL)
             });
             sandbox.stages.push(clock.stage(stages::SETUP));
         })

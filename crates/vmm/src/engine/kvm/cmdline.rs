@@ -5,11 +5,11 @@ use std::fmt::Write;
 use super::bus::{VIRTIO_WINDOW_LEN, virtio_gsi, virtio_window};
 
 /// What every guest gets: messages on the virtio console, warnings and worse only
-/// (each line is an exit); reset by the keyboard controller's port, at
-/// once after a panic; random numbers from the boot seed and the processor;
+/// (each line is an exit); reset by the keyboard controller's port;
+/// random numbers from the boot seed and the processor;
 /// no wait for a timer interrupt, no probing of what is not there.
-const BASE: &str = "console=hvc0 loglevel=5 reboot=k panic=-1 no_timer_check tsc=reliable \
-     random.trust_bootloader=on random.trust_cpu=on cryptomgr.notests rootfstype=ramfs";
+const BASE: &str = "console=hvc0 loglevel=5 reboot=k no_timer_check tsc=reliable \
+     random.trust_bootloader=on random.trust_cpu=on rootfstype=ramfs";
 
 /// The command line for `devices` virtio devices, the daemon's additions last,
 /// so that they prevail.
