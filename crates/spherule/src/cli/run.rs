@@ -112,6 +112,7 @@ async fn follow(daemon: &mut Daemon, id: &str) -> anyhow::Result<Pod> {
         .into_inner();
     let mut printer = Printer::new(true);
     let mut progress = Some(Progress::new());
+    let mut trouble = None;
     let mut pod = Pod::default();
     let (mut watching, mut reading) = (true, true);
     while watching || reading {
@@ -119,6 +120,14 @@ async fn follow(daemon: &mut Daemon, id: &str) -> anyhow::Result<Pod> {
             change = changes.message(), if watching => match change.map_err(refused)? {
                 Some(WatchPodResponse { pod: Some(now) }) => {
                     pod = now;
+                    let now = waits_for(&pod);
+                    if now != trouble {
+                        trouble = now;
+                        if let Some(trouble) = &trouble {
+                            progress = None;
+                            eprintln!("{trouble}");
+                        }
+                    }
                     if let Some(progress) = &mut progress {
                         progress.show(&pod);
                     }
@@ -137,6 +146,17 @@ async fn follow(daemon: &mut Daemon, id: &str) -> anyhow::Result<Pod> {
         }
     }
     Ok(pod)
+}
+
+/// What keeps a container from starting, where that may last: an image that cannot
+/// be had, a pause after failures.
+fn waits_for(pod: &Pod) -> Option<String> {
+    let mut all = pod.init_containers.iter().chain(&pod.containers);
+    let held = all.find(|c| c.state() == State::Waiting && !c.message.is_empty())?;
+    Some(format!(
+        "container {} waits: {}: {}",
+        held.name, held.reason, held.message
+    ))
 }
 
 async fn stop(daemon: &mut Daemon, id: &str) -> anyhow::Result<Pod> {
