@@ -13,15 +13,15 @@ pub(crate) struct Pss {
     pub(crate) vmm: u64,
 }
 
-/// Adds up a process's mappings. Guest memory is told by the mapping's name: the
-/// engines call it `guest-ram`, as a memfd or an anonymous mapping.
-pub(crate) fn of_process(pid: u64) -> anyhow::Result<Pss> {
+/// Adds up a process's mappings. Guest memory is told by its size, which is the
+/// VM's: each engine maps it in one piece where it is below 3 GiB.
+pub(crate) fn of_process(pid: u64, guest_mib: u64) -> anyhow::Result<Pss> {
     let path = format!("/proc/{pid}/smaps");
     let smaps = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    Ok(add_up(&smaps))
+    Ok(add_up(&smaps, guest_mib << 20))
 }
 
-fn add_up(smaps: &str) -> Pss {
+fn add_up(smaps: &str, guest_bytes: u64) -> Pss {
     let mut pss = Pss::default();
     let mut in_guest = false;
     for line in smaps.lines() {
@@ -38,10 +38,17 @@ fn add_up(smaps: &str) -> Pss {
                 pss.vmm += kib;
             }
         } else if !first.ends_with(':') {
-            in_guest = line.contains("guest-ram");
+            in_guest = length(first) == Some(guest_bytes);
         }
     }
     pss
+}
+
+/// Bytes of a mapping, from its `start-end`.
+fn length(range: &str) -> Option<u64> {
+    let (start, end) = range.split_once('-')?;
+    let hex = |digits| u64::from_str_radix(digits, 16).ok();
+    hex(end)?.checked_sub(hex(start)?)
 }
 
 #[cfg(test)]
@@ -50,11 +57,11 @@ mod tests {
 
     #[test]
     fn guest_memory_is_counted_apart() {
-        let smaps = "7f0000000000-7f0010000000 rw-s 00000000 00:01 9 /memfd:guest-ram (deleted)\n\
+        let smaps = "7f0000000000-7f0010000000 rw-s 00000000 00:01 9 /memfd:mem (deleted)\n\
             Size: 262144 kB\nPss:  50000 kB\nPss_Dirty: 1 kB\n\
             7f1000000000-7f1000100000 r-xp 00000000 08:01 7 /usr/bin/spherule-vmm\n\
             Pss:  900 kB\n";
-        let pss = add_up(smaps);
+        let pss = add_up(smaps, 256 << 20);
         assert_eq!((pss.guest, pss.vmm), (50_000, 900));
     }
 }

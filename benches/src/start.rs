@@ -124,10 +124,11 @@ fn collect_stages(
 
 fn collect_memory(pod: &Value, to: &mut Collected) -> anyhow::Result<()> {
     let vmm = pod["vm"]["vmmPid"].as_u64().context("vmmPid")?;
-    let mut sum = memory::of_process(vmm)?;
+    let guest_mib = pod["vm"]["memoryMib"].as_u64().context("memoryMib")?;
+    let mut sum = memory::of_process(vmm, guest_mib)?;
     to.add("spherule-vmm alone", kib(sum.vmm));
     for child in children(vmm)? {
-        let pss = memory::of_process(child)?;
+        let pss = memory::of_process(child, guest_mib)?;
         sum.guest += pss.guest;
         sum.vmm += pss.vmm;
     }
