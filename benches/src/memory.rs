@@ -13,8 +13,11 @@ pub(crate) struct Pss {
     pub(crate) vmm: u64,
 }
 
+/// What the system may have merged with guest memory: mappings beside it.
+const MERGED: u64 = 16 << 20;
+
 /// Adds up a process's mappings. Guest memory is told by its size, which is the
-/// VM's: each engine maps it in one piece where it is below 3 GiB.
+/// VM's, or little more: each engine maps it in one piece where it is below 3 GiB.
 pub(crate) fn of_process(pid: u64, guest_mib: u64) -> anyhow::Result<Pss> {
     let path = format!("/proc/{pid}/smaps");
     let smaps = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
@@ -38,7 +41,8 @@ fn add_up(smaps: &str, guest_bytes: u64) -> Pss {
                 pss.vmm += kib;
             }
         } else if !first.ends_with(':') {
-            in_guest = length(first) == Some(guest_bytes);
+            let guest = guest_bytes..guest_bytes + MERGED;
+            in_guest = length(first).is_some_and(|bytes| guest.contains(&bytes));
         }
     }
     pss
