@@ -24,9 +24,12 @@
 //! # }
 //! ```
 //!
-//! Threads: every type is `Send + Sync` and cheap to clone. Calls block, a
-//! write for the time of an fsync (milliseconds). Writers take turns; readers
-//! see the last commit and wait for nobody. A transaction holds the one writer
+//! [`Recorded`] is one record kept in memory as well, for those who read it often
+//! or wait for it to change.
+//!
+//! Threads: every type is `Send + Sync`; stores and tables are cheap to clone.
+//! Calls block, a write for the time of an fsync (milliseconds). Writers take
+//! turns; readers see the last commit and wait for nobody. A transaction holds the one writer
 //! lock until it ends, so no other lock may be taken inside it that another
 //! thread could hold while it writes here.
 //!
@@ -40,9 +43,11 @@
 
 mod error;
 mod record;
+mod recorded;
 mod store;
 mod table;
 
 pub use error::StateError;
+pub use recorded::{Recorded, RecordedError};
 pub use store::{StateStore, Transaction};
 pub use table::{Table, Upgrade};
