@@ -80,7 +80,7 @@ pub(crate) async fn start(
         attempt,
         &image,
         &task.inner.config.defaults,
-        (&task.entry.cell.get().pod.name, &task.entry.log_dir),
+        (&task.entry.record.get().pod.name, &task.entry.log_dir),
     );
     let spec = match spec {
         Ok(spec) => spec,

@@ -15,7 +15,6 @@
 
 mod backoff;
 mod capabilities;
-mod cell;
 mod container_task;
 mod engine;
 mod error;

@@ -84,7 +84,7 @@ impl Task {
         events: &mut broadcast::Receiver<Event>,
         images: &mut Prefetched,
     ) -> Result<bool, EngineError> {
-        let over = self.entry.cell.get().pod.phase.is_final();
+        let over = self.entry.record.read(|record| record.pod.phase).is_final();
         match goal {
             Wanted::Remove => return self.remove().await.map(|()| false),
             Wanted::Stop { grace_ms } if !over => {
@@ -104,12 +104,12 @@ impl Task {
         &self,
         change: impl FnOnce(&mut PodRecord) -> R,
     ) -> Result<R, EngineError> {
-        self.entry.cell.update(change)
+        self.entry.update(change)
     }
 
     /// Its sandbox, if it has one.
     fn sandbox(&self) -> Option<Sandbox> {
-        let id = self.entry.cell.get().sandbox_id?;
+        let id = self.entry.record.get().sandbox_id?;
         self.inner.sandboxes.sandbox(&id).ok()
     }
 
@@ -120,7 +120,7 @@ impl Task {
         images: &mut Prefetched,
     ) -> Result<(), EngineError> {
         let ready = self.look().await?;
-        let record = self.entry.cell.get();
+        let record = self.entry.record.get();
         match state::next(&record, ready, now_ns()) {
             Next::Finish(phase) => self.finish(phase, "", ""),
             Next::Sandbox => self.run_sandbox(images).await,
@@ -137,7 +137,7 @@ impl Task {
 
     /// Brings the record in line with the sandbox; says whether that is ready.
     async fn look(&self) -> Result<bool, EngineError> {
-        let record = self.entry.cell.get();
+        let record = self.entry.record.get();
         let Some(id) = &record.sandbox_id else {
             return Ok(false);
         };
@@ -196,7 +196,7 @@ impl Task {
 
     /// Makes the pod's next sandbox; the images are fetched at the same time.
     async fn run_sandbox(&self, images: &mut Prefetched) -> Result<(), EngineError> {
-        let before = self.entry.cell.get();
+        let before = self.entry.record.get();
         container_task::prefetch(self, images);
         // A sandbox of this id may be left from a daemon that ended while making
         // it: then it was undone, and the same id is taken again.
@@ -244,7 +244,7 @@ impl Task {
     fn sandbox_failed(&self, error: &SandboxError) -> Result<(), EngineError> {
         let cause = chain(error);
         tracing::warn!(pod = self.entry.id, cause, "no virtual machine for a pod");
-        let first = self.entry.cell.get().attempts <= 1;
+        let first = self.entry.record.get().attempts <= 1;
         if first || !error.is_transient() {
             return self.finish(
                 crate::record::Phase::Failed,
@@ -405,7 +405,7 @@ impl Task {
                 stopped(record, slot);
             }
         })?;
-        let phase = state::ended_phase(&self.entry.cell.get());
+        let phase = state::ended_phase(&self.entry.record.get());
         self.finish(phase, "Stopped", "the pod was stopped by request")?;
         self.end_vm().await
     }
@@ -430,7 +430,7 @@ impl Task {
     }
 
     async fn try_remove(&self) -> Result<(), String> {
-        let record = self.entry.cell.get();
+        let record = self.entry.record.get();
         let sandboxes = &self.inner.sandboxes;
         let ids = sandboxes
             .sandboxes()

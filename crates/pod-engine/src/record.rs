@@ -70,7 +70,8 @@ pub struct ContainerStatus {
     pub instances: u32,
     /// Instances that have ended.
     pub ended: u32,
-    /// Pause before the next start in milliseconds, 0 before the first failure.
+    /// Pause in milliseconds that will follow the next end, 0 before the first: then
+    /// it is restarted at once.
     pub backoff_ms: u64,
     /// Pause in milliseconds after the last failure to get its image, 0 if there
     /// was none since its last start.
@@ -188,7 +189,7 @@ pub(crate) struct PodRecord {
     pub(crate) sandbox_id: Option<String>,
     /// Sandboxes made so far.
     pub(crate) attempts: u32,
-    /// Pause before the next sandbox in milliseconds.
+    /// Pause in milliseconds that will follow the next VM's death, 0 before the first.
     pub(crate) sandbox_backoff_ms: u64,
     /// No sandbox before: nanoseconds since the epoch.
     pub(crate) sandbox_not_before_ns: i64,

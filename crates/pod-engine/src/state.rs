@@ -210,8 +210,7 @@ pub(crate) fn held_up(
     status.state = ContainerState::Waiting;
     status.reason = reason.to_owned();
     status.message = message.to_owned();
-    let last = status.hold_up_ms;
-    status.hold_up_ms = rules.backoff.next_ms(last, Duration::ZERO);
+    status.hold_up_ms = rules.backoff.longer_ms(status.hold_up_ms);
     status.not_before_ns = after(now_ns, status.hold_up_ms);
 }
 
@@ -235,15 +234,21 @@ pub(crate) fn ended(status: &mut ContainerStatus, slot: Slot, rules: &Rules, end
     }
     let ran = u64::try_from(ended.finished_at_ns - status.started_at_ns).unwrap_or(0);
     let ran = if status.started_at_ns == 0 { 0 } else { ran };
-    status.backoff_ms = rules
+    let (pause, next) = rules
         .backoff
-        .next_ms(status.backoff_ms, Duration::from_nanos(ran));
-    status.not_before_ns = after(ended.finished_at_ns, status.backoff_ms);
+        .restart_ms(status.backoff_ms, Duration::from_nanos(ran));
+    status.backoff_ms = next;
+    status.not_before_ns = after(ended.finished_at_ns, pause);
     status.state = ContainerState::Waiting;
-    status.reason = "CrashLoopBackOff".to_owned();
-    let pause = Duration::from_millis(status.backoff_ms);
+    let when = if pause == 0 {
+        status.reason = ended.reason.to_owned();
+        "at once".to_owned()
+    } else {
+        status.reason = "CrashLoopBackOff".to_owned();
+        format!("after {:?}", Duration::from_millis(pause))
+    };
     let mut message = format!(
-        "ended with code {} ({}); it is started again after {pause:?}",
+        "ended with code {} ({}); it is started again {when}",
         ended.code, ended.reason
     );
     if !ended.message.is_empty() {
@@ -287,10 +292,11 @@ pub(crate) fn vm_died(record: &mut PodRecord, rules: &Rules, cause: &str, now_ns
         status.not_before_ns = 0;
     }
     let ran = u64::try_from(now_ns - ready_at_ns).unwrap_or(0);
-    let pause = rules
+    let ran = if ready_at_ns == 0 { 0 } else { ran };
+    let (pause, next) = rules
         .backoff
-        .next_ms(record.sandbox_backoff_ms, Duration::from_nanos(ran));
-    record.sandbox_backoff_ms = pause;
+        .restart_ms(record.sandbox_backoff_ms, Duration::from_nanos(ran));
+    record.sandbox_backoff_ms = next;
     record.sandbox_not_before_ns = after(now_ns, pause);
     record.pod.reason = "VmDied".to_owned();
     record.pod.message = cause.to_owned();

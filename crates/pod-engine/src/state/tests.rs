@@ -113,7 +113,10 @@ fn failed_init_container_ends_a_pod_that_never_restarts() {
     let mut pod = record(1, 1);
     run(&mut pod, slot, 1);
     end(&mut pod, slot, RestartPolicy::Always, 1, 2);
-    assert_eq!(next(&pod, true, 3), Next::Wait(Some(2 + 10 * SECOND)));
+    assert_eq!(next(&pod, true, 2), Next::Start(slot));
+    run(&mut pod, slot, 3);
+    end(&mut pod, slot, RestartPolicy::Always, 1, 4);
+    assert_eq!(next(&pod, true, 5), Next::Wait(Some(4 + 10 * SECOND)));
     assert_eq!(next(&pod, true, 11 * SECOND), Next::Start(slot));
 }
 
@@ -122,29 +125,34 @@ fn on_failure_restarts_failures_only() {
     let mut pod = record(0, 1);
     run(&mut pod, CONTAINER, 1);
     end(&mut pod, CONTAINER, RestartPolicy::OnFailure, 1, 2);
+    assert_eq!(pod.status(CONTAINER).reason, "Error");
+    run(&mut pod, CONTAINER, SECOND);
+    end(&mut pod, CONTAINER, RestartPolicy::OnFailure, 1, 2 * SECOND);
     assert_eq!(pod.status(CONTAINER).reason, "CrashLoopBackOff");
-    run(&mut pod, CONTAINER, 11 * SECOND);
-    assert_eq!(pod.status(CONTAINER).restart_count, 1);
+    run(&mut pod, CONTAINER, 12 * SECOND);
+    assert_eq!(pod.status(CONTAINER).restart_count, 2);
     end(
         &mut pod,
         CONTAINER,
         RestartPolicy::OnFailure,
         0,
-        12 * SECOND,
+        13 * SECOND,
     );
     assert_eq!(next(&pod, true, 0), Next::Finish(Phase::Succeeded));
 }
 
 #[test]
-fn always_restarts_with_growing_pauses() {
+fn always_restarts_at_once_then_with_growing_pauses() {
     let mut pod = record(0, 1);
     let mut now = 0;
-    for pause in [10, 20, 40] {
+    for pause in [0, 10, 20, 40] {
         run(&mut pod, CONTAINER, now);
         now += SECOND;
         end(&mut pod, CONTAINER, RestartPolicy::Always, 0, now);
         let until = now + pause * SECOND;
-        assert_eq!(next(&pod, true, now), Next::Wait(Some(until)));
+        if pause > 0 {
+            assert_eq!(next(&pod, true, now), Next::Wait(Some(until)));
+        }
         now = until;
         assert_eq!(next(&pod, true, now), Next::Start(CONTAINER));
     }
@@ -186,7 +194,9 @@ fn dead_vm_fails_a_pod_that_never_restarts_and_gives_others_a_new_one() {
     end(&mut pod, init, RestartPolicy::Always, 0, 2);
     run(&mut pod, CONTAINER, 3);
     vm_died(&mut pod, &rules(RestartPolicy::Always), "panic", 5);
-    assert_eq!(next(&pod, false, 6), Next::Wait(Some(5 + 10 * SECOND)));
+    assert_eq!(next(&pod, false, 5), Next::Sandbox);
+    vm_died(&mut pod, &rules(RestartPolicy::Always), "panic", 6);
+    assert_eq!(next(&pod, false, 7), Next::Wait(Some(6 + 10 * SECOND)));
     assert_eq!(next(&pod, false, 11 * SECOND), Next::Sandbox);
     assert_eq!(next(&pod, true, 11 * SECOND), Next::Start(init));
 }
