@@ -48,6 +48,7 @@ impl PodService for Pods {
     ) -> Result<Response<RunPodResponse>, Status> {
         let request = request.into_inner();
         let engine = convert::requested_engine(request.engine)?;
+        self.facts.check(request.engine)?;
         let pod = self.engine.run_pod(&request.manifest, engine).await;
         let pod = pod.map_err(|e| status::of_engine(&e))?;
         Ok(Response::new(RunPodResponse {

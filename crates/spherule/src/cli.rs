@@ -10,8 +10,11 @@ mod output;
 mod run;
 mod stop;
 
+pub(crate) use output::is_unread;
+
 use crate::serve;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -90,12 +93,9 @@ enum Command {
 /// Runs one command to its end; the code is the process's.
 pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Completions { shell } = cli.command {
-        clap_complete::generate(
-            shell,
-            &mut Cli::command(),
-            "spherule",
-            &mut std::io::stdout(),
-        );
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "spherule", &mut script);
+        std::io::stdout().write_all(&script)?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Command::Serve(args) = cli.command {

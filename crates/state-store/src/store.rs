@@ -5,7 +5,8 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::atomic::{AtomicBool, Ordering},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use redb::{Database, DatabaseError, ReadableDatabase, StorageError, TableError};
@@ -26,7 +27,10 @@ pub struct StateStore {
 }
 
 struct Inner {
-    db: Database,
+    /// `None` after a failure, until it could be opened again.
+    db: Mutex<Option<Arc<Database>>>,
+    /// An I/O error was seen: redb refuses everything until it is opened anew.
+    failed: AtomicBool,
     path: PathBuf,
 }
 
@@ -66,21 +70,40 @@ impl StateStore {
             .mode(0o600)
             .open(path)
             .map_err(io_error)?;
-        let db = redb::Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .set_check_integrity_on_open(true)
-            .create(path)
-            .map_err(|error| open_error(path, error))?;
+        let db = open_database(path)?;
         // The file's name must survive a power cut as its content does.
         File::open(parent)
             .and_then(|dir| dir.sync_all())
             .map_err(io_error)?;
         Ok(Self {
             inner: Arc::new(Inner {
-                db,
+                db: Mutex::new(Some(Arc::new(db))),
+                failed: AtomicBool::new(false),
                 path: path.to_owned(),
             }),
         })
+    }
+
+    /// The open database. After an I/O error (a full disk) it is opened anew, so
+    /// that a daemon goes on when the cause has passed. Whoever still uses the old
+    /// one holds its lock on the file: then the old one is returned once more, and
+    /// says itself that it failed.
+    fn database(&self) -> Result<Arc<Database>, StateError> {
+        let mut db = self.inner.db.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.inner.failed.load(Ordering::Acquire) {
+            *db = match db.take().map(Arc::try_unwrap) {
+                Some(Err(in_use)) => return Ok(Arc::clone(db.insert(in_use))),
+                Some(Ok(old)) => {
+                    drop(old);
+                    None
+                }
+                None => None,
+            };
+            *db = Some(Arc::new(open_database(&self.inner.path)?));
+            self.inner.failed.store(false, Ordering::Release);
+        }
+        let open = db.as_ref().map(Arc::clone);
+        open.ok_or_else(|| self.access("go on", redb::Error::PreviousIo))
     }
 
     /// A handle to the table `name`, whose records this build writes as
@@ -102,9 +125,8 @@ impl StateStore {
         &self,
         body: impl FnOnce(&Transaction<'_>) -> Result<R, E>,
     ) -> Result<R, E> {
-        let write = self
-            .inner
-            .db
+        let db = self.database()?;
+        let write = db
             .begin_write()
             .map_err(|e| self.access("begin a change", e))?;
         let result = body(&Transaction {
@@ -131,11 +153,8 @@ impl StateStore {
         body: impl FnOnce(redb::ReadOnlyTable<&'static str, Bytes>) -> Result<R, StateError>,
     ) -> Result<R, StateError> {
         const OPERATION: &str = "read a record";
-        let read = self
-            .inner
-            .db
-            .begin_read()
-            .map_err(|e| self.access(OPERATION, e))?;
+        let db = self.database()?;
+        let read = db.begin_read().map_err(|e| self.access(OPERATION, e))?;
         match read.open_table(definition(name)) {
             Ok(table) => body(table),
             Err(TableError::TableDoesNotExist(_)) => Ok(absent),
@@ -150,6 +169,9 @@ impl StateStore {
     ) -> StateError {
         let path = self.inner.path.clone();
         let source = Box::new(source.into());
+        if matches!(*source, redb::Error::Io(_) | redb::Error::PreviousIo) {
+            self.inner.failed.store(true, Ordering::Release);
+        }
         match *source {
             redb::Error::Corrupted(_) => StateError::Corrupt { path, source },
             _ => StateError::Access {
@@ -233,6 +255,14 @@ impl Transaction<'_> {
             .open_table(definition(table.name()))
             .map_err(|e| self.store.access("open a table", e))
     }
+}
+
+fn open_database(path: &Path) -> Result<Database, StateError> {
+    redb::Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .set_check_integrity_on_open(true)
+        .create(path)
+        .map_err(|error| open_error(path, error))
 }
 
 fn open_error(path: &Path, error: DatabaseError) -> StateError {

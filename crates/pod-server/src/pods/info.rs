@@ -4,6 +4,7 @@ use image_store::ImageStore;
 use pod_api::v1::{Engine, EngineInfo, InfoResponse};
 use pod_engine::PodEngine;
 use std::collections::BTreeMap;
+use tonic::Status;
 
 /// What the daemon found and was told at its start.
 pub struct Facts {
@@ -24,6 +25,22 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Refuses an engine that was found unusable at the daemon's start.
+    pub(crate) fn check(&self, asked: i32) -> Result<(), Status> {
+        let found = self.engines.iter().find(|info| info.engine == asked);
+        match found {
+            Some(info) if !info.usable => {
+                let name = info.engine().as_str_name();
+                let name = name.trim_start_matches("ENGINE_").to_lowercase();
+                Err(Status::failed_precondition(format!(
+                    "the engine {name} cannot run on this machine: {}",
+                    info.detail
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn answer(&self, engine: &PodEngine) -> InfoResponse {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         InfoResponse {

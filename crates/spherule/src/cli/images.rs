@@ -25,18 +25,17 @@ pub(crate) async fn list(mut daemon: Daemon, how: Output) -> anyhow::Result<()> 
         .map_err(refused)?
         .into_inner()
         .images;
-    print(&images, how);
+    print(&images, how)?;
     Ok(())
 }
 
-fn print(images: &[Image], how: Output) {
+fn print(images: &[Image], how: Output) -> io::Result<()> {
     if how == Output::Json {
         let images = images
             .iter()
             .map(|i| pod_api::to_json("Image", i))
             .collect();
-        output::print_json(&serde_json::Value::Array(images));
-        return;
+        return output::print_json(&serde_json::Value::Array(images));
     }
     let mut rows = Vec::new();
     for image in images {
@@ -61,7 +60,7 @@ fn print(images: &[Image], how: Output) {
             ]);
         }
     }
-    output::print_table(&["IMAGE", "ID", "SIZE", "CREATED"], rows);
+    output::print_table(&["IMAGE", "ID", "SIZE", "CREATED"], rows)
 }
 
 #[derive(Debug, clap::Args)]
@@ -96,7 +95,7 @@ pub(crate) async fn pull(mut daemon: Daemon, args: PullArgs, how: Output) -> any
             Some(Event::Progress(progress)) => bars.show(progress)?,
             Some(Event::Done(image)) => {
                 bars.clear()?;
-                print(&[image], how);
+                print(&[image], how)?;
             }
             None => {}
         }
@@ -169,7 +168,7 @@ pub(crate) async fn import(
     // A daemon that refuses stops reading; its words matter more than the broken pipe.
     let images = answer.map_err(refused)?.into_inner().images;
     reader.await??;
-    print(&images, how);
+    print(&images, how)?;
     Ok(())
 }
 
@@ -254,10 +253,10 @@ pub(crate) async fn remove(mut daemon: Daemon, args: RmiArgs) -> anyhow::Result<
             .map_err(refused)?
             .into_inner();
         for name in answer.untagged {
-            println!("untagged: {name}");
+            output::print(format_args!("untagged: {name}"))?;
         }
         if answer.deleted {
-            println!("deleted: {image}");
+            output::print(format_args!("deleted: {image}"))?;
         }
     }
     Ok(())

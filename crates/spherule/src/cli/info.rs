@@ -13,21 +13,21 @@ pub(crate) async fn run(mut daemon: Daemon, how: Output) -> anyhow::Result<()> {
         .map_err(refused)?
         .into_inner();
     if how == Output::Json {
-        output::print_json(&pod_api::to_json("InfoResponse", &info));
+        output::print_json(&pod_api::to_json("InfoResponse", &info))?;
         return Ok(());
     }
     let engine = output::word(info.engine().as_str_name(), "ENGINE_").to_lowercase();
-    println!("Version:  {}", info.version);
-    println!("Root:     {}", info.root);
-    println!("Run:      {}", info.run);
-    println!("Kernel:   {}", info.kernel);
-    println!("Pods:     {}", info.pods);
-    println!("Images:   {}", info.images);
-    println!("Engine:   {engine} ({})", info.engine_reason);
+    output::print(format!("Version:  {}", info.version))?;
+    output::print(format!("Root:     {}", info.root))?;
+    output::print(format!("Run:      {}", info.run))?;
+    output::print(format!("Kernel:   {}", info.kernel))?;
+    output::print(format!("Pods:     {}", info.pods))?;
+    output::print(format!("Images:   {}", info.images))?;
+    output::print(format!("Engine:   {engine} ({})", info.engine_reason))?;
     for e in &info.engines {
         let name = output::word(e.engine().as_str_name(), "ENGINE_").to_lowercase();
         let usable = if e.usable { "usable" } else { "not usable" };
-        println!("  {name:<6}  {usable}: {}", e.detail);
+        output::print(format!("  {name:<6}  {usable}: {}", e.detail))?;
     }
     Ok(())
 }

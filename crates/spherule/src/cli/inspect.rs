@@ -28,6 +28,6 @@ pub(crate) async fn run(mut daemon: Daemon, args: Args) -> anyhow::Result<()> {
         }
         found.push(json);
     }
-    output::print_json(&serde_json::Value::Array(found));
+    output::print_json(&serde_json::Value::Array(found))?;
     Ok(())
 }

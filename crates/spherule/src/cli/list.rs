@@ -40,7 +40,7 @@ pub(crate) async fn run(mut daemon: Daemon, args: Args, how: Output) -> anyhow::
     }
     if how == Output::Json {
         let pods = pods.iter().map(|p| pod_api::to_json("Pod", p)).collect();
-        output::print_json(&serde_json::Value::Array(pods));
+        output::print_json(&serde_json::Value::Array(pods))?;
         return Ok(());
     }
     let headings = [
@@ -53,7 +53,7 @@ pub(crate) async fn run(mut daemon: Daemon, args: Args, how: Output) -> anyhow::
         "ENGINE",
         "CREATED",
     ];
-    output::print_table(&headings, pods.iter().map(row).collect());
+    output::print_table(&headings, pods.iter().map(row).collect())?;
     Ok(())
 }
 

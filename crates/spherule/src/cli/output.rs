@@ -1,10 +1,24 @@
 //! Tables, JSON, and times as people say them.
 
 use comfy_table::{Table, presets};
+use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// Prints a line. Not `println!`, which panics where the reader has gone away
+/// (`spherule ps | head -1`).
+pub(crate) fn print(line: impl std::fmt::Display) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{line}")
+}
+
+/// The reader of our output has gone away: it wants no more, and no complaint.
+pub(crate) fn is_unread(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe && e.raw_os_error().is_some())
+}
+
 /// Prints rows under headings, columns aligned, without lines.
-pub(crate) fn print_table(headings: &[&str], rows: Vec<Vec<String>>) {
+pub(crate) fn print_table(headings: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
@@ -15,12 +29,12 @@ pub(crate) fn print_table(headings: &[&str], rows: Vec<Vec<String>>) {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    println!("{}", table.trim_fmt());
+    print(table.trim_fmt())
 }
 
 /// Prints one JSON value, indented.
-pub(crate) fn print_json(value: &serde_json::Value) {
-    println!("{value:#}");
+pub(crate) fn print_json(value: &serde_json::Value) -> io::Result<()> {
+    print(format_args!("{value:#}"))
 }
 
 /// How long ago a time (nanoseconds since the epoch) was; `-` for 0.

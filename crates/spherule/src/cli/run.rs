@@ -53,7 +53,7 @@ pub(crate) async fn run(mut daemon: Daemon, args: Args) -> anyhow::Result<ExitCo
         .pod;
     let id = pod.context("the daemon answered without a pod")?.id;
     if args.detach {
-        println!("{id}");
+        output::print(&id)?;
         return Ok(ExitCode::SUCCESS);
     }
     let pod = tokio::select! {
@@ -67,7 +67,7 @@ pub(crate) async fn run(mut daemon: Daemon, args: Args) -> anyhow::Result<ExitCo
         }
     };
     if args.timings {
-        print_timings(&pod);
+        print_timings(&pod)?;
     }
     if args.rm {
         let request = RemovePodRequest {
@@ -238,7 +238,7 @@ impl Drop for Progress {
     }
 }
 
-fn print_timings(pod: &Pod) {
+fn print_timings(pod: &Pod) -> std::io::Result<()> {
     let origin = pod
         .stages
         .iter()
@@ -253,7 +253,7 @@ fn print_timings(pod: &Pod) {
             vec![s.name.clone(), start, output::duration(s.duration_ns)]
         })
         .collect();
-    println!();
-    output::print_table(&["STAGE", "STARTED AFTER", "TOOK"], rows);
-    println!();
+    output::print("")?;
+    output::print_table(&["STAGE", "STARTED AFTER", "TOOK"], rows)?;
+    output::print("")
 }

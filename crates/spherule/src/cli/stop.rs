@@ -1,6 +1,7 @@
 //! `spherule stop` and `spherule rm`.
 
 use super::client::{Daemon, refused};
+use super::output;
 use pod_api::v1::{RemovePodRequest, StopPodRequest};
 
 #[derive(Debug, clap::Args)]
@@ -21,7 +22,7 @@ pub(crate) async fn stop(mut daemon: Daemon, args: StopArgs) -> anyhow::Result<(
             grace_period_seconds: args.grace,
         };
         daemon.pods.stop_pod(request).await.map_err(refused)?;
-        println!("{pod}");
+        output::print(&pod)?;
     }
     Ok(())
 }
@@ -44,7 +45,7 @@ pub(crate) async fn rm(mut daemon: Daemon, args: RmArgs) -> anyhow::Result<()> {
             force: args.force,
         };
         daemon.pods.remove_pod(request).await.map_err(refused)?;
-        println!("{pod}");
+        output::print(&pod)?;
     }
     Ok(())
 }

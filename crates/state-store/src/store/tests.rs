@@ -228,3 +228,23 @@ fn acknowledged_records_survive_kill_9() {
     }
     assert!(least > 0);
 }
+
+#[test]
+fn database_that_failed_is_opened_anew_once_nobody_uses_the_old_one() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = open_in(&dir);
+    let pods = store.table::<Pod>("pods", 1);
+    pods.put("a", &pod("one")).expect("writes");
+    let used = store.database().expect("open");
+    let error = store.access("commit a change", redb::Error::PreviousIo);
+    assert!(matches!(error, StateError::Access { .. }), "{error}");
+    assert!(Arc::ptr_eq(&used, &store.database().expect("the old one")));
+    drop(used);
+    assert_eq!(pods.get("a").expect("reads"), Some(pod("one")));
+    assert!(!store.inner.failed.load(Ordering::Acquire));
+    pods.put("b", &pod("two")).expect("writes");
+    // As after a failure to open it anew.
+    *store.inner.db.lock().expect("lock") = None;
+    store.inner.failed.store(true, Ordering::Release);
+    assert_eq!(pods.list().expect("lists").len(), 2);
+}
