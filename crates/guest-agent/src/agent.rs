@@ -79,6 +79,12 @@ impl Agent {
                 Ok(Some(Answer::Shutdown(ShutdownResponse {})))
             }
             Call::Subscribe(_) => Ok(None),
+            Call::Stats(_) | Call::UpdateContainer(_) | Call::UpdateSandbox(_) => {
+                Err(AgentError::Precondition {
+                    problem: "this agent does not know the call yet".to_owned(),
+                    remedy: "use an agent of the daemon's own version",
+                })
+            }
         };
         match now {
             Ok(Some(answer)) => self.answer(caller, Ok(answer)),

@@ -230,6 +230,7 @@ mod tests {
             memory_low: 1 << 20,
             pids_max: 100,
             oom_group: true,
+            ..Resources::default()
         };
         let got = settings(&resources).unwrap();
         let want = [

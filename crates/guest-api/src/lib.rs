@@ -3,7 +3,7 @@
 
 /// Messages of `proto/spherule/guest/v1/guest.proto`.
 #[expect(missing_docs, reason = "generated; the proto file documents them")]
-#[allow(clippy::doc_markdown)]
+#[allow(clippy::doc_markdown, clippy::large_enum_variant)]
 pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/spherule.guest.v1.rs"));
 }
@@ -12,5 +12,7 @@ pub mod proto {
 pub const CONTROL_PORT: u32 = 1024;
 /// The vsock port of the stream connections (a container's stdin, stdout, stderr).
 pub const STREAM_PORT: u32 = 1025;
+/// The vsock port of exec sessions (a process in a running container each).
+pub const EXEC_PORT: u32 = 1026;
 /// The guest's vsock address. Each VM has its own vsock, so all have this one.
 pub const GUEST_CID: u32 = 3;

@@ -5,7 +5,10 @@ use crate::manifest::{Container, Manifest};
 use crate::merge::{self, MergeError};
 use crate::record::PodRecord;
 use crate::sizing::{self, Defaults, VmSize};
-use sandbox::{ContainerSpec, Engine, Medium, MountSpec, SandboxSpec, VolumeSpec};
+use sandbox::{
+    ContainerSpec, Engine, Medium, MountSource, MountSpec, PidNamespace, ResourceSpec, SandboxSpec,
+    VolumeSpec,
+};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -52,6 +55,8 @@ pub(crate) fn sandbox(
         shm_size: 0,
         volumes: volumes(manifest),
         resolv_conf: String::new(),
+        resources: ResourceSpec::default(),
+        caller_data: String::new(),
     }
 }
 
@@ -105,7 +110,7 @@ pub(crate) fn container(
             .volume_mounts
             .iter()
             .map(|mount| MountSpec {
-                volume: mount.name.clone(),
+                source: MountSource::Volume(mount.name.clone()),
                 sub_path: mount.sub_path.clone(),
                 destination: mount.mount_path.clone(),
                 read_only: mount.read_only,
@@ -116,6 +121,10 @@ pub(crate) fn container(
         resources: sizing::limits(container, defaults),
         log_path: log_file(log_dir, &container.name, attempt),
         stop_signal: image.stop_signal,
+        pid_namespace: PidNamespace::Default,
+        paths: None,
+        devices: Vec::new(),
+        caller_data: String::new(),
     })
 }
 

@@ -55,8 +55,8 @@ pub use record::{
     stages,
 };
 pub use spec::{
-    ContainerSpec, Engine, Medium, MountSpec, ProcessSpec, ResourceSpec, RlimitSpec, SandboxSpec,
-    VolumeSpec,
+    ContainerSpec, DeviceSpec, Engine, Medium, MountSource, MountSpec, PathRules, PidNamespace,
+    ProcessSpec, ResourceSpec, RlimitSpec, SandboxSpec, VolumeSpec,
 };
 
 use events::EventHub;

@@ -207,6 +207,13 @@ pub struct Container {
 }
 
 impl Container {
+    /// Puts a step on the undo stack, once.
+    pub(crate) fn add_step(&mut self, step: Step) {
+        if !self.steps.contains(&step) {
+            self.steps.push(step);
+        }
+    }
+
     /// Where its output is.
     pub fn log_path(&self) -> &PathBuf {
         &self.spec.log_path

@@ -85,6 +85,12 @@ pub struct SandboxSpec {
     /// Text of /etc/resolv.conf; empty: the image's own stays.
     #[serde(default)]
     pub resolv_conf: String,
+    /// Limits of all containers together, inside the guest.
+    #[serde(default)]
+    pub resources: ResourceSpec,
+    /// The caller's own record of its request; kept, not interpreted.
+    #[serde(default)]
+    pub caller_data: String,
 }
 
 /// A directory of the sandbox that its containers can mount.
@@ -125,7 +131,7 @@ pub struct ContainerSpec {
     pub image: String,
     /// What runs in it, complete: nothing is taken from the image's configuration.
     pub process: ProcessSpec,
-    /// Volumes of the sandbox to mount.
+    /// Volumes, images and host directories to mount.
     #[serde(default)]
     pub mounts: Vec<MountSpec>,
     /// The root file system is mounted read-only.
@@ -142,6 +148,52 @@ pub struct ContainerSpec {
     /// Sent by [`crate::Sandboxes::stop_container`] where it names none; 0: SIGTERM.
     #[serde(default)]
     pub stop_signal: u32,
+    /// Which processes it sees.
+    #[serde(default)]
+    pub pid_namespace: PidNamespace,
+    /// What of /proc and /sys is hidden or read-only; `None`: the agent's lists.
+    #[serde(default)]
+    pub paths: Option<PathRules>,
+    /// Devices of the guest, besides the usual ones.
+    #[serde(default)]
+    pub devices: Vec<DeviceSpec>,
+    /// The caller's own record of its request; kept, not interpreted.
+    #[serde(default)]
+    pub caller_data: String,
+}
+
+/// Which processes a container sees.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidNamespace {
+    /// As [`SandboxSpec::share_process_namespace`] says.
+    #[default]
+    Default,
+    /// Its own only.
+    Container,
+    /// Those of all containers that are in the pod's namespace.
+    Pod,
+    /// Those of the running container of this id.
+    Target(String),
+}
+
+/// Absolute paths in a container; those that are not there are passed over.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathRules {
+    /// Covered by an empty directory or /dev/null.
+    pub masked: Vec<String>,
+    /// Made read-only.
+    pub read_only: Vec<String>,
+}
+
+/// A device node of the guest in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSpec {
+    /// In the guest: "/dev/fuse".
+    pub path: String,
+    /// In the container.
+    pub destination: String,
+    /// It cannot be opened for writing.
+    pub read_only: bool,
 }
 
 /// The container's first process.
@@ -161,9 +213,15 @@ pub struct ProcessSpec {
     pub gid: Option<u32>,
     /// Supplementary groups.
     pub additional_gids: Vec<u32>,
+    /// Groups that the image's /etc/group gives the user are left out.
+    #[serde(default)]
+    pub strict_groups: bool,
     /// Capabilities the process starts with, as "CAP_CHOWN" (bounding,
     /// effective, permitted).
     pub capabilities: Vec<String>,
+    /// Those of them that a program executed by another user keeps.
+    #[serde(default)]
+    pub ambient_capabilities: Vec<String>,
     /// Resource limits.
     pub rlimits: Vec<RlimitSpec>,
     /// A terminal instead of pipes.
@@ -174,6 +232,9 @@ pub struct ProcessSpec {
     pub no_new_privileges: bool,
     /// -1000 to 1000, inside the guest.
     pub oom_score_adj: i32,
+    /// A seccomp filter's `struct sock_filter` instructions; empty: none.
+    #[serde(default)]
+    pub seccomp: Vec<u8>,
 }
 
 /// One resource limit.
@@ -187,12 +248,28 @@ pub struct RlimitSpec {
     pub hard: u64,
 }
 
-/// A volume of the sandbox inside a container.
+/// What a mount shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountSource {
+    /// A volume of the sandbox, by its name.
+    Volume(String),
+    /// A local image, by any of its names; always read-only.
+    Image(String),
+    /// A file or directory of the host.
+    Host {
+        /// Absolute; links are followed once, when the container is made.
+        path: PathBuf,
+        /// What the host mounts below it later is seen, too.
+        host_to_container: bool,
+    },
+}
+
+/// A mount of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountSpec {
-    /// Name of the volume.
-    pub volume: String,
-    /// Below the volume; empty: all of it.
+    /// What it shows.
+    pub source: MountSource,
+    /// Below the source; empty: all of it.
     #[serde(default)]
     pub sub_path: String,
     /// Absolute path in the container.
@@ -204,6 +281,7 @@ pub struct MountSpec {
 
 /// Limits of a container inside the guest (cgroup v2); 0: none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ResourceSpec {
     /// CPU microseconds per period.
     pub cpu_quota_us: u64,
@@ -219,4 +297,10 @@ pub struct ResourceSpec {
     pub pids_max: u64,
     /// One victim of the OOM killer ends the whole container.
     pub oom_group: bool,
+    /// CPUs it may use, "0-1,3"; empty: all.
+    pub cpuset_cpus: String,
+    /// Memory nodes it may use; empty: all.
+    pub cpuset_mems: String,
+    /// Other files of its cgroup (cgroup v2) and their contents.
+    pub unified: BTreeMap<String, String>,
 }

@@ -3,9 +3,13 @@
 
 use crate::config::{Config, MAX_ID, Paths};
 use crate::error::SandboxError;
-use crate::spec::{ContainerSpec, Engine, Medium, ProcessSpec, SandboxSpec};
+use crate::spec::{
+    ContainerSpec, Engine, Medium, MountSource, MountSpec, PidNamespace, ProcessSpec, ResourceSpec,
+    SandboxSpec,
+};
 use guest_api::proto as guest;
 use std::collections::BTreeSet;
+use std::iter;
 use vm_spec::proto::{BootRequest, Extent};
 
 /// Most volumes, sysctls or mounts that are taken.
@@ -84,9 +88,16 @@ pub(crate) fn check_container(
         return Err(invalid("mounts", "more than 256 mounts"));
     }
     for mount in &spec.mounts {
-        if !sandbox.volumes.iter().any(|v| v.name == mount.volume) {
-            let message = format!("the sandbox has no volume {:?}", mount.volume);
-            return Err(invalid("mounts", message));
+        match &mount.source {
+            MountSource::Volume(name) if !sandbox.volumes.iter().any(|v| v.name == *name) => {
+                let message = format!("the sandbox has no volume {name:?}");
+                return Err(invalid("mounts", message));
+            }
+            MountSource::Host { path, .. } => {
+                let message = format!("{}: host directories are not supported yet", path.display());
+                return Err(invalid("mounts", message));
+            }
+            MountSource::Volume(_) | MountSource::Image(_) => {}
         }
         if !mount.destination.starts_with('/') {
             return Err(invalid("mounts", "a destination must be an absolute path"));
@@ -160,16 +171,20 @@ pub(crate) fn setup(
             .collect(),
         etc_hosts: spec.etc_hosts.clone(),
         resolv_conf: spec.resolv_conf.clone(),
+        resources: Some(resources(&spec.resources)),
+        shares_tag: String::new(),
     }
 }
 
-/// What the agent is told of a container.
+/// What the agent is told of a container; `mounted` are the extents of the images
+/// that its mounts name, one a mount.
 pub(crate) fn create(
     id: &str,
     spec: &ContainerSpec,
     image: &Extent,
+    mounted: &[Option<Extent>],
 ) -> guest::CreateContainerRequest {
-    let limits = &spec.resources;
+    let extents = mounted.iter().map(Option::as_ref).chain(iter::repeat(None));
     guest::CreateContainerRequest {
         container_id: id.to_owned(),
         image: Some(disk_extent(image)),
@@ -177,29 +192,78 @@ pub(crate) fn create(
         mounts: spec
             .mounts
             .iter()
-            .map(|mount| guest::Mount {
-                volume: mount.volume.clone(),
-                sub_path: mount.sub_path.clone(),
-                destination: mount.destination.clone(),
-                read_only: mount.read_only,
-            })
+            .zip(extents)
+            .map(|(spec, extent)| mount(spec, extent))
             .collect(),
         readonly_rootfs: spec.readonly_rootfs,
         privileged: spec.privileged,
-        resources: Some(guest::Resources {
-            cpu_quota_us: limits.cpu_quota_us,
-            cpu_period_us: limits.cpu_period_us,
-            cpu_weight: limits.cpu_weight,
-            memory_max: limits.memory_max,
-            memory_low: limits.memory_low,
-            pids_max: limits.pids_max,
-            oom_group: limits.oom_group,
+        resources: Some(resources(&spec.resources)),
+        pid_namespace: Some(pid_namespace(&spec.pid_namespace)),
+        paths: spec.paths.as_ref().map(|rules| guest::PathRules {
+            masked: rules.masked.clone(),
+            read_only: rules.read_only.clone(),
         }),
+        devices: spec
+            .devices
+            .iter()
+            .map(|device| guest::Device {
+                path: device.path.clone(),
+                destination: device.destination.clone(),
+                read_only: device.read_only,
+            })
+            .collect(),
+    }
+}
+
+fn mount(spec: &MountSpec, extent: Option<&Extent>) -> guest::Mount {
+    let mut mount = guest::Mount {
+        sub_path: spec.sub_path.clone(),
+        destination: spec.destination.clone(),
+        read_only: spec.read_only,
+        ..guest::Mount::default()
+    };
+    match &spec.source {
+        MountSource::Volume(name) => mount.volume.clone_from(name),
+        MountSource::Image(_) => mount.image = extent.map(disk_extent),
+        // Refused by `check_container`.
+        MountSource::Host { .. } => {}
+    }
+    mount
+}
+
+fn pid_namespace(wanted: &PidNamespace) -> guest::PidNamespace {
+    use guest::pid_namespace::Mode;
+    let (mode, target) = match wanted {
+        PidNamespace::Default => (Mode::Unspecified, ""),
+        PidNamespace::Container => (Mode::Container, ""),
+        PidNamespace::Pod => (Mode::Pod, ""),
+        PidNamespace::Target(id) => (Mode::Target, id.as_str()),
+    };
+    guest::PidNamespace {
+        mode: mode.into(),
+        target: target.to_owned(),
+    }
+}
+
+/// Limits as the agent takes them.
+pub(crate) fn resources(limits: &ResourceSpec) -> guest::Resources {
+    guest::Resources {
+        cpu_quota_us: limits.cpu_quota_us,
+        cpu_period_us: limits.cpu_period_us,
+        cpu_weight: limits.cpu_weight,
+        memory_max: limits.memory_max,
+        memory_low: limits.memory_low,
+        pids_max: limits.pids_max,
+        oom_group: limits.oom_group,
+        cpuset_cpus: limits.cpuset_cpus.clone(),
+        cpuset_mems: limits.cpuset_mems.clone(),
+        unified: limits.unified.clone().into_iter().collect(),
     }
 }
 
 fn process(spec: &ProcessSpec) -> guest::Process {
     let capabilities = &spec.capabilities;
+    let ambient = &spec.ambient_capabilities;
     guest::Process {
         args: spec.args.clone(),
         env: spec.env.clone(),
@@ -209,13 +273,15 @@ fn process(spec: &ProcessSpec) -> guest::Process {
             uid: spec.uid,
             gid: spec.gid,
             additional_gids: spec.additional_gids.clone(),
+            strict_groups: spec.strict_groups,
         }),
         capabilities: Some(guest::Capabilities {
             bounding: capabilities.clone(),
             effective: capabilities.clone(),
             permitted: capabilities.clone(),
-            inheritable: Vec::new(),
-            ambient: Vec::new(),
+            // The kernel takes no capability as ambient that is not inheritable.
+            inheritable: ambient.clone(),
+            ambient: ambient.clone(),
         }),
         rlimits: spec
             .rlimits
@@ -230,6 +296,7 @@ fn process(spec: &ProcessSpec) -> guest::Process {
         no_new_privileges: spec.no_new_privileges,
         stdin: spec.stdin,
         oom_score_adj: spec.oom_score_adj,
+        seccomp: spec.seccomp.clone(),
     }
 }
 
@@ -263,6 +330,8 @@ pub(crate) mod tests {
             }],
             etc_hosts: String::new(),
             resolv_conf: String::new(),
+            resources: Default::default(),
+            caller_data: String::new(),
         }
     }
 
@@ -284,6 +353,10 @@ pub(crate) mod tests {
             resources: Default::default(),
             log_path,
             stop_signal: 0,
+            pid_namespace: Default::default(),
+            paths: None,
+            devices: Vec::new(),
+            caller_data: String::new(),
         }
     }
 
@@ -323,7 +396,7 @@ pub(crate) mod tests {
         let mut container = container_spec("/l".into());
         check_container(&container, &spec()).unwrap();
         container.mounts.push(MountSpec {
-            volume: "other".into(),
+            source: MountSource::Volume("other".into()),
             sub_path: String::new(),
             destination: "/d".into(),
             read_only: false,

@@ -54,7 +54,7 @@ fn prepare(
 ) -> Result<Container, AgentError> {
     let id = &checked.request.container_id;
     let volumes = volume_paths(checked, sandbox)?;
-    let resources = checked.request.resources.unwrap_or_default();
+    let resources = checked.request.resources.clone().unwrap_or_default();
     let cgroup = leftovers.cgroup.insert(Cgroup::create(id, &resources)?);
     let cgroup_fd = cgroup.open()?;
     let image = disks.use_image(&checked.image)?;

@@ -281,6 +281,7 @@ mod tests {
                 sub_path: sub_path.to_owned(),
                 destination: destination.to_owned(),
                 read_only: false,
+                ..Mount::default()
             });
             assert_eq!(field(request), want);
         }

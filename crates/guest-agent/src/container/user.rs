@@ -224,6 +224,7 @@ mod tests {
             uid: Some(0),
             gid: None,
             additional_gids: vec![5, 10],
+            strict_groups: false,
         };
         let got = resolve_in(&user, PASSWD, GROUP).unwrap();
         assert_eq!(got, identity(0, 0, &[5, 10], "/root"));

@@ -6,7 +6,7 @@ use crate::live::Live;
 use crate::record::{Container, ContainerState, SandboxState, Stage, Step, stages};
 use crate::recorded::Recorded;
 use crate::registry::{ContainerEntry, Entry};
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerSpec, MountSource};
 use crate::{Inner, container, vm_plan};
 use guest_api::proto::client_message::Call;
 use std::sync::Arc;
@@ -76,19 +76,15 @@ async fn try_create(
     let live = entry.require_live()?;
     let spec = item.record.read(|c| c.spec.clone());
     let clock = Stopwatch::start();
-    let image = inner.images.find(&spec.image).await?;
-    let image_id = image.id().to_owned();
-    item.record
-        .update(|c| {
-            c.image_id = image_id.clone();
-            c.steps.push(Step::ImageLease(image_id.clone()));
-        })
-        .await?;
-    inner.images.lease(&image, &item.id).await?;
-    item.record
-        .update(|c| c.steps.push(Step::ImageExtent(image.extent())))
-        .await?;
-    let extent = attach_image(inner, entry, &live, &image).await?;
+    let (image_id, extent) = use_image(inner, entry, item, &live, &spec.image).await?;
+    item.record.update(|c| c.image_id = image_id).await?;
+    let mut mounted = Vec::new();
+    for mount in &spec.mounts {
+        mounted.push(match &mount.source {
+            MountSource::Image(name) => Some(use_image(inner, entry, item, &live, name).await?.1),
+            _ => None,
+        });
+    }
     let attached = clock.stage(stages::IMAGE_ATTACH);
 
     let clock = Stopwatch::start();
@@ -98,7 +94,7 @@ async fn try_create(
             c.steps.push(Step::GuestContainer);
         })
         .await?;
-    let call = Call::CreateContainer(vm_plan::create(&item.id, &spec, &extent));
+    let call = Call::CreateContainer(vm_plan::create(&item.id, &spec, &extent, &mounted));
     live.call("create the container", call, &inner.config.timeouts)
         .await?;
     created(inner, entry, item, clock.stage(stages::CREATE)).await
@@ -118,6 +114,28 @@ async fn created(
         .await?;
     inner.announce_container(&entry.id, &item.id, ContainerState::Created);
     Ok(())
+}
+
+/// Leases a local image to the container and attaches it; returns its id and
+/// extent.
+async fn use_image(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    item: &Arc<ContainerEntry>,
+    live: &Live,
+    name: &str,
+) -> Result<(String, Extent), SandboxError> {
+    let image = inner.images.find(name).await?;
+    let id = image.id().to_owned();
+    item.record
+        .update(|c| c.add_step(Step::ImageLease(id.clone())))
+        .await?;
+    inner.images.lease(&image, &item.id).await?;
+    item.record
+        .update(|c| c.add_step(Step::ImageExtent(image.extent())))
+        .await?;
+    let extent = attach_image(inner, entry, live, &image).await?;
+    Ok((id, extent))
 }
 
 /// The image's extent, attached if no other container has it yet.
