@@ -175,6 +175,7 @@ pub fn limits(container: &Container, defaults: &Defaults) -> ResourceSpec {
         pids_max: defaults.pids_max,
         // As the kubelet does with cgroup v2: a container dies as a whole.
         oom_group: memory_max > 0,
+        ..ResourceSpec::default()
     }
 }
 
