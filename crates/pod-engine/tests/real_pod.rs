@@ -55,8 +55,42 @@ fn built() -> Option<(PathBuf, PathBuf)> {
     Some((vmm, guest))
 }
 
+/// Ends the VMMs of a test's directory with the test, also one that failed: they
+/// outlive the process that started them.
+struct Vmms(PathBuf);
+
+impl Vmms {
+    fn of(dir: &TempDir) -> Self {
+        Self(dir.path().canonicalize().unwrap())
+    }
+
+    fn pids(&self) -> Vec<rustix::process::Pid> {
+        let processes = std::fs::read_dir("/proc").into_iter().flatten();
+        let ours = processes.filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let name = std::fs::read_to_string(path.join("comm")).ok()?;
+            let works_in = std::fs::read_link(path.join("cwd")).ok()?;
+            let pid = path.file_name()?.to_str()?.parse().ok()?;
+            let ours = name.trim() == "spherule-vmm" && works_in.starts_with(&self.0);
+            ours.then(|| rustix::process::Pid::from_raw(pid))?
+        });
+        ours.collect()
+    }
+}
+
+impl Drop for Vmms {
+    fn drop(&mut self) {
+        for pid in self.pids() {
+            // QEMU dies with it.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
 /// A daemon's insides, with directories of their own.
 struct Node {
+    /// Before the directory, by which it finds them.
+    _vmms: Vmms,
     dir: TempDir,
     engine: PodEngine,
     sandboxes: Sandboxes,
@@ -69,6 +103,7 @@ impl Node {
     }
 
     async fn on(dir: TempDir, vmm: &Path, guest: &Path) -> Self {
+        let vmms = Vmms::of(&dir);
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .try_init();
@@ -82,6 +117,7 @@ impl Node {
         images.import(archive.as_slice(), None).unwrap();
         let (engine, sandboxes) = open(dir.path(), vmm, guest, state, images).await;
         Self {
+            _vmms: vmms,
             dir,
             engine,
             sandboxes,
@@ -231,6 +267,49 @@ async fn pod_restarts_stops_and_dies_with_its_vm() {
     node.engine.remove(&id, false).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_is_announced_while_children_hold_the_output_open() {
+    let Some((vmm, guest)) = built() else { return };
+    let node = Node::new(&vmm, &guest).await;
+    let id = node
+        .run(
+            "  restartPolicy: Never\n  containers:\n  - {name: a, image: IMAGE, command: [sh, -c, 'sleep 900 & echo a; exit 3']}\n  - {name: b, image: IMAGE, command: [sh, -c, 'setsid sleep 900 & echo b; exit 4']}\n",
+        )
+        .await;
+    let pod = node.wait_over(&id).await;
+    for (container, code) in pod.containers.iter().zip([3, 4]) {
+        assert_eq!(
+            (container.exit_code, container.message.as_str()),
+            (code, "")
+        );
+        let line = format!("stdout F {}", container.name);
+        assert_eq!(node.log(&id, &container.name), [line]);
+    }
+    node.engine.remove(&id, false).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_in_a_shared_pid_namespace_waits_for_no_other_container() {
+    let Some((vmm, guest)) = built() else { return };
+    let node = Node::new(&vmm, &guest).await;
+    // The second container opens the first one's output and keeps it.
+    let id = node
+        .run(
+            "  restartPolicy: Never\n  shareProcessNamespace: true\n  containers:\n  - {name: a, image: IMAGE, command: [sh, -c, 'setsid sleep 900 & echo a; until [ -e /v/held ]; do sleep 0.1; done; echo end; exit 3', first], volumeMounts: [{name: v, mountPath: /v}]}\n  - {name: b, image: IMAGE, command: [sh, -c, 'for p in $(pidof sh); do if grep -q first /proc/$p/cmdline; then exec 3>/proc/$p/fd/1; fi; done; echo held >&3; touch /v/held; exec sleep 900', second], volumeMounts: [{name: v, mountPath: /v}]}\n  volumes: [{name: v, emptyDir: {}}]\n",
+        )
+        .await;
+    let ended = |pod: &Pod| pod.containers[0].state == ContainerState::Terminated;
+    let pod = node.wait(&id, "seen to have ended", ended).await;
+    // Complete, by silence: a wait to its limit would say that it may not be.
+    assert_eq!(pod.containers[0].message, "");
+    assert_eq!(pod.containers[0].exit_code, 3);
+    assert_eq!(
+        node.log(&id, "a"),
+        ["stdout F a", "stdout F held", "stdout F end"]
+    );
+    node.engine.remove(&id, true).await.unwrap();
+}
+
 /// Set for the process that plays the daemon that will be killed.
 const CHILD: &str = "SPHERULE_TEST_DAEMON_DIR";
 
@@ -241,6 +320,7 @@ async fn pod_goes_on_without_its_daemon_and_is_known_to_the_next() {
         return daemon_to_be_killed(Path::new(&dir), &vmm, &guest).await;
     }
     let dir = tempfile::Builder::new().prefix("pods-").tempdir().unwrap();
+    let first_daemons = Vmms::of(&dir);
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -268,6 +348,8 @@ async fn pod_goes_on_without_its_daemon_and_is_known_to_the_next() {
     tokio::time::sleep(Duration::from_secs(4)).await;
 
     let node = Node::on(dir, &vmm, &guest).await;
+    // They are the node's from here on.
+    std::mem::forget(first_daemons);
     assert!(!node.dir.path().join("run/pods/stray").exists());
     let ended = |pod: &Pod| pod.containers[0].state == ContainerState::Terminated;
     let pod = node

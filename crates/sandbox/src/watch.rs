@@ -17,12 +17,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use vm_spec::proto::LogStatus;
 
 /// The agent's events on one connection.
 pub(crate) type GuestEvents = mpsc::Receiver<guest::Event>;
 
 /// How long events that were sent before the VM's end are still waited for.
 const LAST_EVENTS: Duration = Duration::from_millis(500);
+/// Output that nobody adds to for so long is taken as complete.
+const SILENCE: Duration = Duration::from_secs(2);
+/// When the output is looked at first: most often it is complete by then.
+const FIRST_LOOK: Duration = Duration::from_millis(200);
 /// Exit code of a container that ended with its VM, as of one killed by SIGKILL.
 const CODE_LOST: i32 = 137;
 
@@ -200,15 +206,49 @@ fn spawn_ended(
     });
 }
 
-/// Waits for the rest of the output; says what is missing.
+/// Waits for the rest of the output; says what is missing. Nobody can tell how
+/// much that is where another container of a shared PID namespace has the output
+/// open, too: then silence counts as its end.
 async fn drain(inner: &Inner, live: &Live, id: &str) -> Option<String> {
-    match live.vmm.drain_log(id, inner.config.timeouts.drain).await {
-        Ok(status) if !status.error.is_empty() => Some(printable(&status.error)),
-        Ok(status) if !status.drained => {
-            Some("its output was still open when the wait for it ended".to_owned())
+    let deadline = Instant::now() + inner.config.timeouts.drain;
+    let mut before = None;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let patience = before.map_or(FIRST_LOOK, |_| SILENCE).min(left);
+        let status = match live.vmm.drain_log(id, patience).await {
+            Ok(status) => status,
+            Err(error) => return Some(error.to_string()),
+        };
+        match look_at_log(&status, before, left.is_zero()) {
+            Drain::GoesOn => before = Some(status.bytes),
+            Drain::Complete => return None,
+            Drain::Incomplete(why) => return Some(why),
         }
-        Ok(_) => None,
-        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// What a log's state says about the rest of the output.
+#[derive(Debug, PartialEq, Eq)]
+enum Drain {
+    GoesOn,
+    Complete,
+    Incomplete(String),
+}
+
+/// `before`: bytes at the last look, [`SILENCE`] ago. `last`: there will be no other
+/// look.
+fn look_at_log(status: &LogStatus, before: Option<u64>, last: bool) -> Drain {
+    match (status.drained, status.error.is_empty()) {
+        (true, true) => Drain::Complete,
+        // It was cancelled.
+        (true, false) => Drain::Incomplete(printable(&status.error)),
+        // What is in the pipes is read as fast as it can be written: silence
+        // means that they are empty.
+        (false, true) if before == Some(status.bytes) => Drain::Complete,
+        // A full disk may have room again in a moment.
+        _ if !last => Drain::GoesOn,
+        (false, false) => Drain::Incomplete(printable(&status.error)),
+        (false, true) => Drain::Incomplete("it was still growing long after the end".to_owned()),
     }
 }
 
@@ -321,5 +361,40 @@ pub(crate) async fn settle(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &str, 
         .await;
     if let Err(error) = changed {
         tracing::error!(sandbox = entry.id, %error, "the end of a VM was not recorded");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(drained: bool, error: &str, bytes: u64) -> LogStatus {
+        LogStatus {
+            container_id: "c".into(),
+            drained,
+            error: error.into(),
+            bytes,
+        }
+    }
+
+    #[test]
+    fn log_is_complete_once_its_streams_end_or_nothing_comes_any_more() {
+        assert_eq!(look_at_log(&log(true, "", 5), None, false), Drain::Complete);
+        let open = log(false, "", 5);
+        assert_eq!(look_at_log(&open, None, false), Drain::GoesOn);
+        assert_eq!(look_at_log(&open, Some(4), false), Drain::GoesOn);
+        assert_eq!(look_at_log(&open, Some(5), false), Drain::Complete);
+    }
+
+    #[test]
+    fn log_that_cannot_be_written_is_waited_for_to_the_limit() {
+        let full = log(false, "the log file cannot be written: ENOSPC", 5);
+        assert_eq!(look_at_log(&full, Some(5), false), Drain::GoesOn);
+        let Drain::Incomplete(why) = look_at_log(&full, Some(5), true) else {
+            panic!("taken as complete");
+        };
+        assert!(why.contains("ENOSPC"), "{why}");
+        let growing = look_at_log(&log(false, "", 6), Some(5), true);
+        assert!(matches!(growing, Drain::Incomplete(_)), "{growing:?}");
     }
 }
