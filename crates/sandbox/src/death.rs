@@ -29,12 +29,12 @@ pub(crate) fn find(paths: &Paths) -> Death {
         let what = match exit.reason() {
             Reason::GuestShutdown => "the guest powered off",
             Reason::GuestPanic => "the guest kernel panicked",
-            Reason::Killed => "it was ended by request",
+            Reason::Killed => "its spherule-vmm process was told to end it",
             Reason::EngineFailure => "the engine could not go on",
             Reason::Unspecified => "for a reason unknown to this version",
         };
         let message = printable(exit.message.trim());
-        let cause = if message.is_empty() || orderly {
+        let cause = if message.is_empty() || exit.reason() == Reason::GuestShutdown {
             what.to_owned()
         } else {
             format!("{what}: {message}")
@@ -51,11 +51,13 @@ pub(crate) fn find(paths: &Paths) -> Death {
     let said = tail(&paths.vmm_log())
         .map(|text| last_lines(&text))
         .unwrap_or_default();
-    let cause = if said.is_empty() {
-        "its spherule-vmm process was killed (kill -9, or the host's OOM killer: see dmesg)".into()
-    } else {
-        format!("its spherule-vmm process died; its log ends with: {said}")
-    };
+    let mut cause = "its spherule-vmm process was killed or crashed without a record \
+                     (kill -9, or the host's OOM killer: see dmesg)"
+        .to_owned();
+    if !said.is_empty() {
+        cause.push_str("; its log ends with: ");
+        cause.push_str(&said);
+    }
     Death {
         cause,
         orderly: false,
@@ -127,12 +129,27 @@ mod tests {
     #[test]
     fn without_any_account_the_log_or_the_killer_is_named() {
         let (_dir, paths) = dir();
-        assert!(find(&paths).cause.contains("killed"));
+        assert!(find(&paths).cause.contains("killed or crashed"));
         fs::write(paths.vmm_log(), "one\ntwo\n\nthree\nfour\u{1b}[0m\n").unwrap();
+        let cause = find(&paths).cause;
+        assert!(cause.contains("killed or crashed"), "{cause}");
+        assert!(cause.ends_with("two | three | four [0m"), "{cause}");
+    }
+
+    #[test]
+    fn end_by_a_signal_is_told_as_the_vmm_told_it() {
+        let (_dir, paths) = dir();
+        let exit = vm_spec::proto::VmExit {
+            reason: Reason::Killed.into(),
+            message: "it got the signal SIGTERM".into(),
+        };
+        fs::write(paths.exit(), vm_spec::exit_to_json(&exit)).unwrap();
+        let death = find(&paths);
+        assert!(death.orderly);
         assert!(
-            find(&paths).cause.ends_with("two | three | four [0m"),
+            death.cause.ends_with("the signal SIGTERM"),
             "{}",
-            find(&paths).cause
+            death.cause
         );
     }
 }

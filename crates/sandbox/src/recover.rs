@@ -1,6 +1,7 @@
 //! What a starting daemon does with the records of the one before it: adopts
 //! VMs that live, settles those that died, undoes what was half made, removes
-//! what belongs to no record.
+//! what belongs to no record. Many at a time: a VMM that does not answer holds up
+//! no other, and the agent in a guest is not waited for at all (its watcher does).
 
 use crate::error::{SandboxError, chain};
 use crate::live::Live;
@@ -10,21 +11,58 @@ use crate::registry::{ContainerEntry, Entry};
 use crate::vmm::{Process, Vmm};
 use crate::{Inner, container, death, orphans, remove, undo, watch};
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::{JoinError, JoinSet};
+
+/// Sandboxes that are recovered at a time: most of it is waiting.
+const AT_ONCE: usize = 16;
+/// How long a VMM that was found may take to say its state. It answers at once
+/// however slow its guest is, so one that does not is of no use.
+const ADOPTION_LIMIT: Duration = Duration::from_secs(20);
 
 /// Brings records and world in line. A record that cannot be brought in line is
 /// kept and said; the others are not held up by it.
 pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<(), SandboxError> {
     load(inner)?;
-    for entry in inner.registry.list() {
-        if let Err(error) = recover_sandbox(inner, &entry).await {
-            tracing::error!(sandbox = entry.id, error = %chain(&error), "cannot be recovered; remove it");
+    side_by_side(inner.registry.list(), |entry| {
+        let inner = Arc::clone(inner);
+        async move {
+            if let Err(error) = recover_sandbox(&inner, &entry).await {
+                tracing::error!(sandbox = entry.id, error = %chain(&error), "cannot be recovered; remove it");
+            }
         }
-    }
+    })
+    .await;
     let known: BTreeSet<String> = inner.registry.list().iter().map(|e| e.id.clone()).collect();
     let config = &inner.config;
     orphans::sweep(&config.root, &config.run, &known, config.timeouts.vmm_exit).await;
     Ok(())
+}
+
+/// Does `work` on every item, on [`AT_ONCE`] of them at a time; returns when all is
+/// done. Work that panics ends alone.
+async fn side_by_side<T, F: Future<Output = ()> + Send + 'static>(
+    items: Vec<T>,
+    work: impl Fn(T) -> F,
+) {
+    let mut tasks = JoinSet::new();
+    for item in items {
+        if tasks.len() >= AT_ONCE {
+            finished(tasks.join_next().await);
+        }
+        tasks.spawn(work(item));
+    }
+    while let Some(result) = tasks.join_next().await {
+        finished(Some(result));
+    }
+}
+
+fn finished(result: Option<Result<(), JoinError>>) {
+    if let Some(Err(error)) = result {
+        tracing::error!(%error, "a sandbox's recovery died; remove the sandbox");
+    }
 }
 
 /// Reads all records.
@@ -93,7 +131,8 @@ async fn adopt(inner: &Arc<Inner>, entry: &Arc<Entry>, sandbox: &Sandbox) -> Opt
     let paths = inner.config.paths(&entry.id);
     let process = Process::adopt(&paths.run, id.pid, id.start_time)?;
     let vmm = Vmm::new(&entry.id, &paths);
-    match vmm.state().await {
+    let asked = tokio::time::timeout(ADOPTION_LIMIT, vmm.state()).await;
+    match asked.unwrap_or_else(|_| Err(silent(&entry.id))) {
         Ok(state) => {
             let mut images = entry.images.lock().await;
             for extent in state.extents {
@@ -116,6 +155,14 @@ async fn adopt(inner: &Arc<Inner>, entry: &Arc<Entry>, sandbox: &Sandbox) -> Opt
     Some(Arc::new(Live::new(&entry.id, process, vmm, paths)))
 }
 
+fn silent(id: &str) -> SandboxError {
+    SandboxError::Vmm {
+        id: id.to_owned(),
+        what: "say its state",
+        message: format!("no answer within {} s", ADOPTION_LIMIT.as_secs()),
+    }
+}
+
 /// Undoes containers that were half made or half removed. With a VM this needs
 /// its agent, so it goes on by itself.
 async fn recover_containers(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), SandboxError> {
@@ -134,4 +181,42 @@ async fn recover_containers(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<()
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::sync::Barrier;
+
+    #[tokio::test]
+    async fn as_many_as_allowed_are_worked_on_together() {
+        // Nobody passes the barrier unless that many are there at once.
+        let together = Arc::new(Barrier::new(AT_ONCE));
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        side_by_side((0..AT_ONCE * 3).collect(), |_| {
+            let (together, now, most) = (together.clone(), now.clone(), most.clone());
+            async move {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                together.wait().await;
+                now.fetch_sub(1, Ordering::SeqCst);
+            }
+        })
+        .await;
+        assert_eq!(most.load(Ordering::SeqCst), AT_ONCE);
+    }
+
+    #[tokio::test]
+    async fn one_that_dies_leaves_the_others_alone() {
+        let done = Arc::new(AtomicUsize::new(0));
+        side_by_side((0..AT_ONCE * 2).collect(), |number| {
+            let done = done.clone();
+            async move {
+                assert_ne!(number, 3, "on purpose");
+                done.fetch_add(1, Ordering::SeqCst);
+            }
+        })
+        .await;
+        assert_eq!(done.load(Ordering::SeqCst), AT_ONCE * 2 - 1);
+    }
 }
