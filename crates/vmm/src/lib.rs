@@ -15,6 +15,7 @@ mod logs;
 mod probe;
 mod server;
 mod session;
+mod termination;
 
 pub use probe::probe;
 pub use server::{ServeError, serve};

@@ -9,6 +9,7 @@
 use crate::exit_file;
 use crate::lifecycle::Lifecycle;
 use crate::session;
+use crate::termination;
 use rustix::fs::Mode;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -42,6 +43,9 @@ pub enum ServeError {
     /// The control socket could not be made.
     #[error("the control socket in {} cannot be made", .0.display())]
     Socket(PathBuf, #[source] io::Error),
+    /// The host refused the thread that waits for signals.
+    #[error("signals cannot be waited for")]
+    Signals(#[source] io::Error),
     /// The exit record could not be written.
     #[error("how the VM ended cannot be recorded")]
     Record(#[source] io::Error),
@@ -135,7 +139,8 @@ impl Drop for Count<'_> {
 }
 
 /// Serves the VM of `dir` from its boot to its end. `started` is when the
-/// process began. Changes the working directory and the umask of the process.
+/// process began. Changes the working directory, the umask and the signal mask of
+/// the process; SIGTERM and SIGINT end the VM and are recorded as its end.
 ///
 /// # Errors
 /// If the directory or the socket cannot be used, or the end not be recorded.
@@ -146,6 +151,7 @@ pub fn serve(dir: &Path, started: Instant) -> Result<(), ServeError> {
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let listener = bind(dir)?;
     let lifecycle = Arc::new(Lifecycle::new(Path::new("."), started));
+    termination::watch(lifecycle.exit.clone()).map_err(ServeError::Signals)?;
     let activity = Arc::new(Activity::new());
     let (accept_lifecycle, accept_activity) = (lifecycle.clone(), activity.clone());
     std::thread::Builder::new()

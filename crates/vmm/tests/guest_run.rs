@@ -196,6 +196,23 @@ fn shutdown_ends_guest_process_and_qemu() {
 }
 
 #[test]
+fn termination_by_a_signal_is_orderly_and_recorded() {
+    if !qemu_or_skip("termination_by_a_signal_is_orderly_and_recorded") {
+        return;
+    }
+    let mut vmm = Vmm::booted(Engine::Qemu, 1);
+    let qemu = vmm.client.state().unwrap().engine_pid;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(vmm.process.pid()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    vmm.process.wait_exit();
+    assert!(!runs(qemu));
+    let exit = exit_record(vmm.dir.path()).unwrap();
+    assert_eq!(exit.reason(), Reason::Killed);
+    assert_eq!(exit.message, "it got the signal SIGTERM");
+    assert_eq!(vmm.left_over(), ["kernel.log", "vm-exit.json", "vmm.log"]);
+}
+
+#[test]
 fn killed_process_takes_qemu_with_it() {
     if !qemu_or_skip("killed_process_takes_qemu_with_it") {
         return;
