@@ -3,6 +3,8 @@
 use crate::manifest::ManifestError;
 use crate::sizing::SizeError;
 
+pub(crate) use sandbox::chain;
+
 /// What kind of fault an [`EngineError`] is, for mapping to status codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -110,19 +112,4 @@ impl EngineError {
             }
         }
     }
-}
-
-/// An error and all its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }

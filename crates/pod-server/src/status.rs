@@ -2,6 +2,7 @@
 
 use image_store::{ImageError, PullError};
 use pod_engine::{EngineError, ErrorKind};
+use sandbox::chain;
 use std::error::Error;
 use tonic::{Code, Status};
 
@@ -55,18 +56,4 @@ pub(crate) fn with_code(code: Code, error: &dyn Error) -> Status {
         tracing::error!("{text}");
     }
     Status::new(code, text)
-}
-
-/// An error and its causes in one line, each said once.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    text
 }

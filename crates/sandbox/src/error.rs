@@ -156,8 +156,9 @@ impl SandboxError {
     }
 }
 
-/// An error and all its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+/// An error and all its causes in one line, each said once: as logs, records and
+/// answers to callers tell it.
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -48,7 +48,7 @@ mod vmm;
 mod watch;
 
 pub use config::{Config, Timeouts};
-pub use error::SandboxError;
+pub use error::{SandboxError, chain};
 pub use events::{Change, Event};
 pub use record::{
     Container, ContainerState, Exit, NotReadyReason, Sandbox, SandboxState, Stage, Step, VmmId,
