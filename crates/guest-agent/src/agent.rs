@@ -2,6 +2,7 @@
 //! answers and events pile up here, and [`crate::server`] delivers them.
 
 use crate::container::handover::{Message, Received};
+use crate::container::user::Identity;
 use crate::container::{
     self, Caller, Container, FailedCreate, Phase, Progress, Removal, request, stdio_of_terminal,
 };
@@ -24,6 +25,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitStatus};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 /// Most containers of a pod, those that ended included.
 const MAX_CONTAINERS: usize = 1000;
@@ -168,7 +170,7 @@ impl Agent {
             }
             .into());
         }
-        let checked = request::check(request)?;
+        let checked = Rc::new(request::check(request)?);
         container::create(&checked, sandbox, &mut self.disks, caller)
     }
 
@@ -272,7 +274,9 @@ impl Agent {
             };
             match handover.receive() {
                 Received::Nothing => return,
-                Received::Message(Message::Ready, master) => self.on_ready(id, master),
+                Received::Message(Message::Ready(identity), master) => {
+                    self.on_ready(id, identity, master);
+                }
                 Received::Message(Message::Failed(answer), _) => {
                     self.on_failed(id, AgentError::Reported(answer));
                 }
@@ -284,10 +288,11 @@ impl Agent {
         }
     }
 
-    fn on_ready(&mut self, id: &str, master: Option<std::os::fd::OwnedFd>) {
+    fn on_ready(&mut self, id: &str, identity: Identity, master: Option<std::os::fd::OwnedFd>) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
+        container.identity = Some(Rc::new(identity));
         if let Some(master) = master {
             match stdio_of_terminal(master, container.with_stdin) {
                 Ok(stdio) => {

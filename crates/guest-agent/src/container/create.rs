@@ -16,6 +16,7 @@ use nix::sched::CloneFlags;
 use rustix::io::Errno;
 use rustix::process::Pid;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 
 /// Why a container was not made, and what is to be removed of it.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl From<AgentError> for Box<FailedCreate> {
 /// Makes the container; its first process then says when it is ready. After a
 /// failure, what was made until then comes back to be removed.
 pub(crate) fn create(
-    checked: &Checked,
+    checked: &Rc<Checked>,
     sandbox: &Sandbox,
     disks: &mut Disks,
     caller: Caller,
@@ -46,7 +47,7 @@ pub(crate) fn create(
 }
 
 fn prepare(
-    checked: &Checked,
+    checked: &Rc<Checked>,
     sandbox: &Sandbox,
     disks: &mut Disks,
     caller: Caller,
@@ -89,6 +90,8 @@ fn prepare(
     *leftovers = Leftovers::default();
     Ok(Container {
         phase: Phase::Creating(caller),
+        checked: Rc::clone(checked),
+        identity: None,
         pid: Some(pid),
         host_pid: pid.as_raw_nonzero().get().cast_unsigned(),
         started_at_ns: 0,

@@ -1,6 +1,9 @@
 //! The channel between the agent and a container's first process before its
 //! exec: one packet a message, closed by the exec itself.
 
+use super::user::Identity;
+use guest_api::proto::User;
+use prost::Message as _;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -11,16 +14,18 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wire::proto::Error as WireAnswer;
 
-/// Largest packet in bytes. Messages carry text of requests, cut to fit.
-const MAX_PACKET: usize = 16 << 10;
+/// Largest packet in bytes. Messages carry text of requests, cut to fit, or the
+/// numbers of at most [`super::user::MAX_GROUPS`] groups, at most five bytes each.
+const MAX_PACKET: usize = 128 << 10;
 /// Longest text of an error that goes through.
 const MAX_TEXT: usize = 4 << 10;
 
 /// What the first process says.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Message {
-    /// The container stands; the process waits for the start.
-    Ready,
+    /// The container stands; the process waits for the start. Its program will
+    /// run as this user.
+    Ready(Identity),
     /// It cannot go on.
     Failed(WireAnswer),
 }
@@ -65,8 +70,7 @@ impl Handover {
         master: Option<BorrowedFd<'_>>,
     ) -> Result<(), Errno> {
         let bytes = match message {
-            // No error encodes to this: its field numbers start at 1.
-            Message::Ready => vec![0],
+            Message::Ready(identity) => encode_identity(identity),
             Message::Failed(answer) => encode(answer),
         };
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -120,10 +124,40 @@ impl Handover {
             .next();
         match &bytes[..count] {
             [] => Received::Closed,
-            [0] => Received::Message(Message::Ready, master),
-            packet => Received::Message(Message::Failed(decode(packet)), None),
+            [READY, rest @ ..] => match decode_identity(rest) {
+                Some(identity) => Received::Message(Message::Ready(identity), master),
+                None => Received::Closed,
+            },
+            [_, packet @ ..] => Received::Message(Message::Failed(decode(packet)), None),
         }
     }
+}
+
+/// First byte of a packet: which message it is.
+const READY: u8 = 0;
+const FAILED: u8 = 1;
+
+fn encode_identity(identity: &Identity) -> Vec<u8> {
+    let user = User {
+        name: identity.home.clone(),
+        uid: Some(identity.uid),
+        gid: Some(identity.gid),
+        additional_gids: identity.groups.clone(),
+        strict_groups: false,
+    };
+    let mut packet = vec![READY];
+    packet.extend(user.encode_to_vec());
+    packet
+}
+
+fn decode_identity(packet: &[u8]) -> Option<Identity> {
+    let user = User::decode(packet).ok()?;
+    Some(Identity {
+        uid: user.uid?,
+        gid: user.gid?,
+        groups: user.additional_gids,
+        home: user.name,
+    })
 }
 
 fn encode(answer: &WireAnswer) -> Vec<u8> {
@@ -134,21 +168,17 @@ fn encode(answer: &WireAnswer) -> Vec<u8> {
         field: cut(&answer.field),
         remedy: cut(&answer.remedy),
     };
-    // Far below the frame limit, so this cannot fail.
-    wire::encode(&short).unwrap_or_default()
+    let mut packet = vec![FAILED];
+    packet.extend(short.encode_to_vec());
+    packet
 }
 
 fn decode(packet: &[u8]) -> WireAnswer {
-    let mut decoder = wire::FrameDecoder::default();
-    decoder.push(packet);
-    match decoder.next_message() {
-        Ok(Some(answer)) => answer,
-        _ => WireAnswer {
-            code: wire::proto::error::Code::Internal.into(),
-            message: "the container's first process failed without saying why".to_owned(),
-            ..WireAnswer::default()
-        },
-    }
+    WireAnswer::decode(packet).unwrap_or_else(|_| WireAnswer {
+        code: wire::proto::error::Code::Internal.into(),
+        message: "the container's first process failed without saying why".to_owned(),
+        ..WireAnswer::default()
+    })
 }
 
 #[cfg(test)]
@@ -178,9 +208,20 @@ mod tests {
     fn the_terminal_comes_with_the_ready_message() {
         let (agent, child) = Handover::pair().unwrap();
         let (read, _write) = rustix::pipe::pipe().unwrap();
-        child.send(&Message::Ready, Some(read.as_fd())).unwrap();
-        let got = agent.receive();
-        assert!(matches!(got, Received::Message(Message::Ready, Some(_))));
+        let identity = Identity {
+            uid: 1000,
+            gid: 1001,
+            groups: (0..u32::try_from(crate::container::user::MAX_GROUPS).unwrap())
+                .map(|n| u32::MAX - n)
+                .collect(),
+            home: "/home/app".to_owned(),
+        };
+        let ready = Message::Ready(identity.clone());
+        child.send(&ready, Some(read.as_fd())).unwrap();
+        match agent.receive() {
+            Received::Message(Message::Ready(got), Some(_)) => assert_eq!(got, identity),
+            other => panic!("{other:?}"),
+        }
         agent.start().unwrap();
         assert!(child.wait_for_start());
         drop(agent);

@@ -65,16 +65,49 @@ fn become_program(
     drop(root);
 
     agent
-        .send(&Message::Ready, master.as_ref().map(AsFd::as_fd))
+        .send(
+            &Message::Ready(identity.clone()),
+            master.as_ref().map(AsFd::as_fd),
+        )
         .doing(|| "telling the agent".into())?;
     drop(master);
     if !agent.wait_for_start() {
         // The agent let go: the container is being removed.
         process::exit_now(1);
     }
+    start_program(checked, &identity, &Program::of_container(checked))
+}
+
+/// The program that a process of a container becomes.
+#[derive(Debug)]
+pub(crate) struct Program<'a> {
+    /// At least one; the first is what is looked for.
+    pub(crate) args: &'a [CString],
+    /// Besides the container's own, NAME=VALUE.
+    pub(crate) env: &'a [String],
+    pub(crate) terminal: bool,
+}
+
+impl<'a> Program<'a> {
+    fn of_container(checked: &'a Checked) -> Self {
+        Self {
+            args: &checked.args,
+            env: &[],
+            terminal: checked.process.terminal,
+        }
+    }
+}
+
+/// The last steps, the same for a container's first process and for those that
+/// are executed in it later: limits, user, rights, then the program.
+pub(crate) fn start_program(
+    checked: &Checked,
+    identity: &Identity,
+    program: &Program<'_>,
+) -> Result<Infallible, AgentError> {
     set_limits(checked)?;
-    change_identity(checked, &identity).doing(|| "changing to the container's user".into())?;
-    exec(checked, &identity)
+    change_identity(checked, identity).doing(|| "changing to the container's user".into())?;
+    exec(checked, identity, program)
 }
 
 /// Enters the working directory, which is made (the user's own) if missing.
@@ -141,23 +174,25 @@ fn change_identity(checked: &Checked, identity: &Identity) -> Result<(), Errno> 
     Ok(())
 }
 
-fn exec(checked: &Checked, identity: &Identity) -> Result<Infallible, AgentError> {
-    let env = environment(
-        &checked.process.env,
-        &identity.home,
-        checked.process.terminal,
-    );
+fn exec(
+    checked: &Checked,
+    identity: &Identity,
+    program: &Program<'_>,
+) -> Result<Infallible, AgentError> {
+    let wanted = merge_environment(&checked.process.env, program.env);
+    let env = environment(&wanted, &identity.home, program.terminal);
     let path_entry = env.iter().rev().find_map(|e| e.strip_prefix("PATH="));
-    let program = checked.process.args.first().map_or("", String::as_str);
-    let file = find_program(program, path_entry.unwrap_or(DEFAULT_PATH))?;
+    let args = program.args;
+    let program = args.first().map_or("".into(), |a| a.to_string_lossy());
+    let file = find_program(&program, path_entry.unwrap_or(DEFAULT_PATH))?;
     let env: Vec<CString> = env
         .iter()
         .filter_map(|e| CString::new(e.as_str()).ok())
         .collect();
     process::close_on_exec_from_three().doing(|| "closing descriptors".into())?;
     process::reset_signals();
-    let Err(error) = nix::unistd::execve(&file, &checked.args, &env);
-    Err(exec_error(program, Errno::from_raw_os_error(error as i32)))
+    let Err(error) = nix::unistd::execve(&file, args, &env);
+    Err(exec_error(&program, Errno::from_raw_os_error(error as i32)))
 }
 
 fn exec_error(program: &str, error: Errno) -> AgentError {
@@ -172,6 +207,15 @@ fn exec_error(program: &str, error: Errno) -> AgentError {
         program: program.to_owned(),
         problem,
     }
+}
+
+/// `more` takes the place of what has the same name in `base`.
+fn merge_environment(base: &[String], more: &[String]) -> Vec<String> {
+    let name = |entry: &String| entry.split('=').next().map(str::to_owned);
+    let kept = base
+        .iter()
+        .filter(|entry| !more.iter().any(|m| name(m) == name(entry)));
+    kept.chain(more).cloned().collect()
 }
 
 /// The request's environment with what a program may rely on.
@@ -237,6 +281,13 @@ mod tests {
         assert_eq!(env, [path.as_str(), "TERM=xterm", "A=1", "HOME=/mine"]);
         let wanted = vec!["PATH=/x".to_owned()];
         assert_eq!(environment(&wanted, "/h", false), ["HOME=/h", "PATH=/x"]);
+    }
+
+    #[test]
+    fn a_later_process_may_change_the_environment() {
+        let of = |list: &[&str]| list.iter().map(|e| (*e).to_owned()).collect::<Vec<_>>();
+        let merged = merge_environment(&of(&["A=1", "B=2"]), &of(&["A=3=4", "C="]));
+        assert_eq!(merged, of(&["B=2", "A=3=4", "C="]));
     }
 
     #[test]

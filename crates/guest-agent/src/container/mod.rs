@@ -12,13 +12,13 @@ mod caps;
 mod create;
 mod devices;
 pub(crate) mod handover;
-mod init;
+pub(crate) mod init;
 mod layer;
 mod removal;
 pub(crate) mod request;
 mod rootfs;
-mod stdio;
-mod user;
+pub(crate) mod stdio;
+pub(crate) mod user;
 
 pub(crate) use create::{FailedCreate, create};
 pub(crate) use removal::{Progress, Removal};
@@ -30,7 +30,10 @@ use crate::stream::Slots;
 use guest_api::proto::container_state::Phase as WirePhase;
 use guest_api::proto::{ContainerState, ExitStatus};
 use handover::Handover;
+use request::Checked;
 use rustix::process::{Pid, WaitStatus};
+use std::rc::Rc;
+use user::Identity;
 
 /// Whom to answer: a control connection and the id of its call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +63,11 @@ const START_FAILED: u32 = 128;
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) phase: Phase,
+    /// What it was made from; processes executed in it later are made alike.
+    pub(crate) checked: Rc<Checked>,
+    /// Who its processes run as, as its image said when it was made: what the
+    /// container writes to its /etc/passwd later makes nobody root.
+    pub(crate) identity: Option<Rc<Identity>>,
     /// The first process, until it is reaped.
     pub(crate) pid: Option<Pid>,
     /// As told to the host; stays when the process is gone.

@@ -17,8 +17,9 @@ pub(crate) struct AgentStdio {
 /// The child's ends.
 #[derive(Debug)]
 pub(crate) enum ChildStdio {
-    /// A terminal is to be made in the container.
-    Terminal,
+    /// A terminal is to be made in the container; `console`: it is /dev/console
+    /// too, as the first process's is.
+    Terminal { console: bool },
     /// Without stdin: /dev/null.
     Pipes {
         stdin: Option<OwnedFd>,
@@ -31,7 +32,7 @@ impl ChildStdio {
     /// Its descriptors.
     pub(crate) fn fds(&self) -> Vec<BorrowedFd<'_>> {
         match self {
-            Self::Terminal => Vec::new(),
+            Self::Terminal { .. } => Vec::new(),
             Self::Pipes {
                 stdin,
                 stdout,
@@ -48,7 +49,8 @@ impl ChildStdio {
 /// Both ends of everything.
 pub(crate) fn create(terminal: bool, with_stdin: bool) -> Result<(AgentStdio, ChildStdio), Errno> {
     if terminal {
-        return Ok((AgentStdio::default(), ChildStdio::Terminal));
+        let child = ChildStdio::Terminal { console: true };
+        return Ok((AgentStdio::default(), child));
     }
     let (out_read, out_write) = pipe_with(PipeFlags::CLOEXEC)?;
     let (err_read, err_write) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -113,35 +115,49 @@ pub(crate) fn install(stdio: &ChildStdio, uid: u32) -> Result<Option<OwnedFd>, E
             rustix::stdio::dup2_stderr(stderr)?;
             Ok(None)
         }
-        ChildStdio::Terminal => install_terminal(owner).map(Some),
+        ChildStdio::Terminal { console } => install_terminal(owner, *console).map(Some),
     }
 }
 
-fn install_terminal(owner: Option<Uid>) -> Result<OwnedFd, Errno> {
+/// statfs(2)'s number of devpts, linux/magic.h.
+const DEVPTS: i64 = 0x1cd1;
+
+fn install_terminal(owner: Option<Uid>, console: bool) -> Result<OwnedFd, Errno> {
     use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let master = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty())?;
+    // A container that may mount could put anything there; the agent, which
+    // reads and writes it, must never be blocked by it.
+    if i64::try_from(rustix::fs::fstatfs(&master)?.f_type) != Ok(DEVPTS) {
+        return Err(Errno::NOTTY);
+    }
     unlockpt(&master)?;
     let open = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let terminal = ioctl_tiocgptpeer(&master, open)?;
     rustix::fs::fchown(&terminal, owner, None)?;
     rustix::process::ioctl_tiocsctty(&terminal)?;
-    // /dev/console is this terminal, as in other runtimes.
+    if console {
+        bind_console(&master)?;
+    }
+    rustix::stdio::dup2_stdin(&terminal)?;
+    rustix::stdio::dup2_stdout(&terminal)?;
+    rustix::stdio::dup2_stderr(&terminal)?;
+    Ok(master)
+}
+
+/// Makes /dev/console this terminal, as in other runtimes.
+fn bind_console(master: &OwnedFd) -> Result<(), Errno> {
     let console = rustix::fs::open(
         "/dev/console",
         OFlags::PATH | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    let name = rustix::pty::ptsname(&master, Vec::new())?;
+    let name = rustix::pty::ptsname(master, Vec::new())?;
     let node = rustix::fs::open(
         name.as_c_str(),
         OFlags::PATH | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
     let bound = crate::fs_mount::bind(&node)?;
-    crate::fs_mount::attach(&bound, &console)?;
-    rustix::stdio::dup2_stdin(&terminal)?;
-    rustix::stdio::dup2_stdout(&terminal)?;
-    rustix::stdio::dup2_stderr(&terminal)?;
-    Ok(master)
+    crate::fs_mount::attach(&bound, &console)
 }

@@ -10,8 +10,9 @@ use std::io::Read;
 
 /// Largest /etc/passwd or /etc/group read, in bytes. These are the image's.
 const MAX_DATABASE: u64 = 4 << 20;
-/// Most supplementary groups the kernel takes.
-const MAX_GROUPS: usize = 65536;
+/// Most supplementary groups; the kernel takes 65536, but their numbers have to
+/// fit into one packet to the agent ([`super::handover`]).
+pub(crate) const MAX_GROUPS: usize = 16384;
 
 /// A resolved user.
 #[derive(Clone, Debug, PartialEq, Eq)]
