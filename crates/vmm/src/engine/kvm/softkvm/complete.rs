@@ -385,7 +385,8 @@ impl Cpu<'_> {
         if !compacted {
             // Bits of the header that are not asked for stay.
             let header = &mut area[512..520];
-            self.view.read(address + 512, header, Access::Write)?;
+            self.view
+                .read(address.wrapping_add(512), header, Access::Write)?;
         }
         for range in image.save(self.layout, requested, format, &mut area) {
             let at = address.wrapping_add(range.start as u64);
@@ -418,8 +419,11 @@ impl Cpu<'_> {
         };
         if length > XSAVE_HEADER_END {
             let rest = &mut area[XSAVE_HEADER_END..length];
-            self.view
-                .read(address + XSAVE_HEADER_END as u64, rest, Access::Read)?;
+            self.view.read(
+                address.wrapping_add(XSAVE_HEADER_END as u64),
+                rest,
+                Access::Read,
+            )?;
         }
         let mut image = self.extended.load()?;
         if !image.restore(self.layout, requested, enabled, compacted_only, &area) {

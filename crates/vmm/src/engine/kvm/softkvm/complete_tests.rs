@@ -378,3 +378,14 @@ fn what_is_not_listed_is_an_error() {
     assert!(error.to_string().contains("Vmovdqu"), "{error}");
     assert_eq!(bench.regs.rip, RIP);
 }
+
+#[test]
+fn regression_areas_across_the_end_of_the_address_space_fault() {
+    // XSAVE and XRSTOR of [rcx-64], rcx being 0.
+    for bytes in [[0x0f, 0xae, 0x61, 0xc0], [0x0f, 0xae, 0x69, 0xc0]] {
+        let mut bench = Bench::new();
+        bench.regs.rax = 7;
+        assert_eq!(bench.raised(&bytes).0, PF);
+        assert_eq!(bench.regs.rip, RIP);
+    }
+}
