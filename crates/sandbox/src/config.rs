@@ -44,6 +44,8 @@ pub struct Timeouts {
     pub agent_ready: Duration,
     /// One call to the agent.
     pub call: Duration,
+    /// A call for figures: a silent guest delays only its own answer.
+    pub stats: Duration,
     /// An orderly end of the guest, before its VMM is told to end it.
     pub shutdown: Duration,
     /// The VMM's own end, before it is killed.
@@ -57,6 +59,7 @@ impl Default for Timeouts {
         Self {
             agent_ready: Duration::from_secs(120),
             call: Duration::from_secs(180),
+            stats: Duration::from_secs(5),
             shutdown: Duration::from_secs(10),
             vmm_exit: Duration::from_secs(5),
             drain: Duration::from_secs(30),

@@ -82,6 +82,16 @@ pub enum SandboxError {
         /// The end of the guest's kernel log.
         last_words: String,
     },
+    /// A command ran for longer than it was given; it was killed.
+    #[error("the command {command:?} in container {id} did not end within {} s and was killed", timeout.as_secs_f64())]
+    ExecTimeout {
+        /// The container.
+        id: String,
+        /// The command's program.
+        command: String,
+        /// What it was given.
+        timeout: std::time::Duration,
+    },
     /// The agent refused a call.
     #[error("the agent in the guest of {id} could not {what}: {message}")]
     Guest {

@@ -11,12 +11,17 @@
 //! | [`Sandboxes::start_container`] | log attached, started |
 //! | [`Sandboxes::stop_container`] | signal, grace, SIGKILL; returns when the exit is recorded |
 //! | [`Sandboxes::remove_container`] | kills it if need be, frees all it used |
+//! | [`Sandboxes::exec`], [`Sandboxes::exec_sync`] | runs a command in a container |
+//! | [`Sandboxes::reopen_log`] | goes on in a new log file |
+//! | [`Sandboxes::update_container`], [`Sandboxes::update_sandbox`] | changes limits while it runs |
+//! | [`Sandboxes::stats`], [`Sandboxes::container_stats`] | figures of the guest and of its VM |
 //! | [`Sandboxes::stop_sandbox`] | ends the VM; logs and records stay |
 //! | [`Sandboxes::remove_sandbox`] | everything, the record last |
 //! | [`Sandboxes::subscribe`] | every change of a state, numbered |
 //!
 //! Stops and removals are idempotent. Work goes on when its caller goes away: a
-//! dropped future cancels nothing, [`Sandboxes::stop_sandbox`] does.
+//! dropped future cancels nothing, [`Sandboxes::stop_sandbox`] does. Commands and
+//! figures are for their caller alone, and end with it.
 //!
 //! A resource is put on its record's undo stack before it is made (`record`,
 //! `undo`), so a daemon that is killed leaves nothing unknown behind. One watcher
@@ -28,6 +33,7 @@ mod container;
 mod death;
 mod error;
 mod events;
+mod exec;
 mod guest;
 mod images;
 mod live;
@@ -41,8 +47,11 @@ mod remove;
 mod run;
 mod scratch;
 mod spec;
+mod stats;
 mod stop;
 mod undo;
+mod update;
+pub mod usage;
 mod vm_plan;
 mod vmm;
 mod watch;
@@ -50,6 +59,7 @@ mod watch;
 pub use config::{Config, Timeouts};
 pub use error::{SandboxError, chain};
 pub use events::{Change, Event};
+pub use exec::{ExecExit, ExecInput, ExecOutput, ExecResult, ExecSession, ExecSpec, TerminalSize};
 pub use record::{
     Container, ContainerState, Exit, NotReadyReason, Sandbox, SandboxState, Stage, Step, VmmId,
     stages,
@@ -59,12 +69,16 @@ pub use spec::{
     ProcessSpec, ResourceSpec, RlimitSpec, SandboxSpec, VolumeSpec,
 };
 
+pub use stats::{ContainerStats, GuestTotals, SandboxStats};
+pub use vm_launcher::HostUsage;
+
 use events::EventHub;
 use image_store::ImageStore;
 use images::Images;
 use recorded::Recorded;
 use registry::{Entry, Registry};
 use state_store::{StateStore, Table};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -296,6 +310,117 @@ impl Sandboxes {
         .await
     }
 
+    /// Runs a command in a running container, with input and output of its own;
+    /// returns when it runs. Dropping the session's receiver kills it.
+    ///
+    /// # Errors
+    /// [`SandboxError::WrongState`] unless the container runs;
+    /// [`SandboxError::Guest`] if the command cannot be run.
+    pub async fn exec(
+        &self,
+        container_id: &str,
+        spec: ExecSpec,
+    ) -> Result<ExecSession, SandboxError> {
+        let (entry, item) = self.inner.registry.container(container_id)?;
+        exec::exec(&self.inner, &entry, &item, &spec).await
+    }
+
+    /// Runs a command in a running container to its end, for at most `timeout`;
+    /// of each of its two outputs keeps the first `limit` bytes. That the command
+    /// fails is a result. Dropping the future kills the command.
+    ///
+    /// # Errors
+    /// [`SandboxError::ExecTimeout`] if it was killed; otherwise as
+    /// [`Self::exec`].
+    pub async fn exec_sync(
+        &self,
+        container_id: &str,
+        args: Vec<String>,
+        timeout: Option<Duration>,
+        limit: usize,
+    ) -> Result<ExecResult, SandboxError> {
+        let (entry, item) = self.inner.registry.container(container_id)?;
+        exec::exec_sync(&self.inner, &entry, &item, args, timeout, limit).await
+    }
+
+    /// Opens a running container's log path anew and goes on there: for log
+    /// rotation, after the old file was renamed. No byte is lost or doubled.
+    ///
+    /// # Errors
+    /// [`SandboxError::WrongState`] unless the container runs.
+    pub async fn reopen_log(&self, container_id: &str) -> Result<(), SandboxError> {
+        let (entry, item) = self.inner.registry.container(container_id)?;
+        detached(container_id, async move {
+            container::reopen(&entry, &item).await
+        })
+        .await
+    }
+
+    /// Replaces the limits of a container while it runs, or before.
+    ///
+    /// # Errors
+    /// [`SandboxError::WrongState`] unless it is Created or Running.
+    pub async fn update_container(
+        &self,
+        id: &str,
+        limits: ResourceSpec,
+    ) -> Result<(), SandboxError> {
+        let (entry, item) = self.inner.registry.container(id)?;
+        let inner = Arc::clone(&self.inner);
+        detached(id, async move {
+            update::container(&inner, &entry, &item, limits).await
+        })
+        .await
+    }
+
+    /// Replaces the limits of all containers of a sandbox together.
+    ///
+    /// # Errors
+    /// [`SandboxError::WrongState`] unless it is Ready.
+    pub async fn update_sandbox(&self, id: &str, limits: ResourceSpec) -> Result<(), SandboxError> {
+        let entry = self.inner.registry.get(id)?;
+        let inner = Arc::clone(&self.inner);
+        detached(
+            id,
+            async move { update::sandbox(&inner, &entry, limits).await },
+        )
+        .await
+    }
+
+    /// Adds annotations to a container's, replacing those of the same names.
+    ///
+    /// # Errors
+    /// If there is none of that id, or the record cannot be written.
+    pub async fn annotate_container(
+        &self,
+        id: &str,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<(), SandboxError> {
+        let (_, item) = self.inner.registry.container(id)?;
+        item.record
+            .update(|c| c.spec.annotations.extend(annotations))
+            .await
+    }
+
+    /// Figures of a sandbox that has a VM, and of its containers.
+    ///
+    /// # Errors
+    /// [`SandboxError::WrongState`] or [`SandboxError::VmDied`] if it has none;
+    /// [`SandboxError::AgentTimeout`] if the guest is silent.
+    pub async fn stats(&self, sandbox_id: &str) -> Result<SandboxStats, SandboxError> {
+        let entry = self.inner.registry.get(sandbox_id)?;
+        stats::sandbox(&self.inner, &entry).await
+    }
+
+    /// Figures of a container whose sandbox has a VM.
+    ///
+    /// # Errors
+    /// As [`Self::stats`].
+    pub async fn container_stats(&self, id: &str) -> Result<ContainerStats, SandboxError> {
+        let (entry, item) = self.inner.registry.container(id)?;
+        stats::container(&self.inner, &entry, &item).await
+    }
+
     /// A sandbox as it is.
     ///
     /// # Errors
@@ -325,6 +450,13 @@ impl Sandboxes {
         };
         let containers = entry.containers();
         containers.iter().map(|item| item.record.get()).collect()
+    }
+
+    /// The containers of all sandboxes.
+    pub fn all_containers(&self) -> Vec<Container> {
+        let entries = self.inner.registry.list();
+        let containers = entries.iter().flat_map(|entry| entry.containers());
+        containers.map(|item| item.record.get()).collect()
     }
 
     /// All changes from now on. A subscriber that falls far behind is told so

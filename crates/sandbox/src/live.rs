@@ -7,9 +7,15 @@ use crate::error::{SandboxError, chain};
 use crate::guest::{GuestClient, GuestError};
 use crate::vmm::{Process, Vmm};
 use guest_api::proto::{client_message::Call, response};
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 use tokio::sync::watch;
+use wire::WireError;
+
+/// How long after a connection broke its VM may be found dead.
+const DEATH_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A VM that was started and may have died since.
 #[derive(Debug)]
@@ -71,33 +77,62 @@ impl Live {
         call: Call,
         timeouts: &Timeouts,
     ) -> Result<response::Result, SandboxError> {
+        self.call_within(what, call, timeouts.call).await
+    }
+
+    /// [`Self::call`] with a limit of its own.
+    pub(crate) async fn call_within(
+        &self,
+        what: &'static str,
+        call: Call,
+        limit: Duration,
+    ) -> Result<response::Result, SandboxError> {
         let work = async {
             let guest = self.connected().await?;
-            guest.call(call, timeouts.call).await
+            guest.call(call, limit).await
         };
+        self.within(what, limit, work).await
+    }
+
+    /// Does work that needs the guest: at most for `limit`, and no longer than the
+    /// VM lives.
+    pub(crate) async fn within<T>(
+        &self,
+        what: &'static str,
+        limit: Duration,
+        work: impl Future<Output = Result<T, GuestError>>,
+    ) -> Result<T, SandboxError> {
         let result = tokio::select! {
-            result = tokio::time::timeout(timeouts.call, work) => {
-                result.unwrap_or(Err(GuestError::Timeout(timeouts.call)))
+            result = tokio::time::timeout(limit, work) => {
+                result.unwrap_or(Err(GuestError::Timeout(limit)))
             }
-            cause = self.died() => {
-                return Err(SandboxError::VmDied { id: self.id.clone(), cause });
-            }
+            cause = self.died() => return Err(self.dead(cause)),
         };
         match result {
             Ok(result) => Ok(result),
-            Err(GuestError::Lost) => {
-                // The connection often breaks a moment before the VM is known
-                // to be dead; then that is the cause to tell.
-                let patience = std::time::Duration::from_millis(500);
-                match tokio::time::timeout(patience, self.died()).await {
-                    Ok(cause) => Err(SandboxError::VmDied {
-                        id: self.id.clone(),
-                        cause,
-                    }),
-                    Err(_) => Err(self.failed(what, &GuestError::Lost)),
-                }
+            Err(error) => Err(self.explain(what, error).await),
+        }
+    }
+
+    /// What a call's caller is told of an error.
+    pub(crate) async fn explain(&self, what: &'static str, error: GuestError) -> SandboxError {
+        if matches!(
+            error,
+            GuestError::Lost | GuestError::Connect(_) | GuestError::Wire(WireError::Io(_))
+        ) {
+            // The connection often breaks a moment before the VM is known to be
+            // dead; then that is the cause to tell.
+            if let Ok(cause) = tokio::time::timeout(DEATH_PATIENCE, self.died()).await {
+                return self.dead(cause);
             }
-            Err(error) => Err(self.failed(what, &error)),
+        }
+        self.failed(what, &error)
+    }
+
+    pub(crate) fn dead(&self, cause: String) -> SandboxError {
+        SandboxError::VmDied {
+            id: self.id.clone(),
+            cause,
         }
     }
 

@@ -14,6 +14,8 @@ use vm_spec::proto::{BootRequest, Extent};
 
 /// Most volumes, sysctls or mounts that are taken.
 const MAX_ITEMS: usize = 256;
+/// Largest weight that a cgroup takes.
+const MAX_CPU_WEIGHT: u64 = 10_000;
 /// Least size of a scratch disk in MiB: an ext4 with quota needs some.
 const MIN_SCRATCH_MIB: u64 = 16;
 /// Largest size of a scratch disk in MiB (16 TiB).
@@ -102,6 +104,22 @@ pub(crate) fn check_container(
         if !mount.destination.starts_with('/') {
             return Err(invalid("mounts", "a destination must be an absolute path"));
         }
+    }
+    Ok(())
+}
+
+/// Refuses limits that no cgroup takes; the files named in `unified` are the
+/// agent's to know.
+pub(crate) fn check_resources(limits: &ResourceSpec) -> Result<(), SandboxError> {
+    if limits.cpu_weight > MAX_CPU_WEIGHT {
+        let message = format!("{}: must be 1 to {MAX_CPU_WEIGHT}", limits.cpu_weight);
+        return Err(invalid("resources.cpu_weight", message));
+    }
+    if limits.cpu_quota_us != 0 && limits.cpu_period_us == 0 {
+        return Err(invalid("resources.cpu_period_us", "required with a quota"));
+    }
+    if limits.unified.len() > MAX_ITEMS {
+        return Err(invalid("resources.unified", "more than 256 entries"));
     }
     Ok(())
 }

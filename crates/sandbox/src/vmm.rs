@@ -234,8 +234,22 @@ pub(crate) fn open_append(path: &Path) -> Result<File, SandboxError> {
         .map_err(|e| SandboxError::file("cannot open", path, e))
 }
 
+/// A container's log file, made if it or its directory is missing.
+pub(crate) async fn open_log(path: PathBuf) -> Result<File, SandboxError> {
+    let name = path.display().to_string();
+    let open = move || {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).map_err(|e| SandboxError::file("cannot make", dir, e))?;
+        }
+        open_append(&path)
+    };
+    // The caller's directory may lie on a disk that hangs.
+    let opened = tokio::task::spawn_blocking(open).await;
+    opened.map_err(|_| SandboxError::TaskDied(name))?
+}
+
 /// The cgroup of a sandbox's VMM, where the host has any.
-fn cgroup(id: &str) -> Option<Cgroup> {
+pub(crate) fn cgroup(id: &str) -> Option<Cgroup> {
     let named = Cgroup::named(&format!("{CGROUPS}/{id}"));
     named
         .inspect_err(|error| tracing::debug!(sandbox = id, %error, "no cgroup for the VMM"))

@@ -48,7 +48,7 @@ impl Cgroup {
         Self::below(Path::new(MOUNT), name)
     }
 
-    fn below(mount: &Path, name: &str) -> Result<Self, CgroupError> {
+    pub(crate) fn below(mount: &Path, name: &str) -> Result<Self, CgroupError> {
         let sound = |part: &str| !part.is_empty() && part != "." && part != "..";
         if !name.split('/').all(sound) {
             return Err(CgroupError::Name(name.to_owned()));

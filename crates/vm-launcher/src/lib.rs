@@ -24,10 +24,12 @@ mod client;
 mod error;
 mod launcher;
 mod process;
+mod usage;
 
 pub use cgroup::{Cgroup, CgroupError};
 pub use client::{VmmClient, exit_record};
 pub use error::{CallError, ClientError, LaunchError};
 pub use launcher::Launcher;
 pub use process::VmmProcess;
+pub use usage::{HostUsage, host_usage};
 pub use wire::proto::error::Code;

@@ -6,7 +6,7 @@ use crate::clock::{Stopwatch, nanos};
 use crate::error::SandboxError;
 use crate::record::{ContainerState, Step, stages};
 use crate::registry::{ContainerEntry, Entry};
-use crate::vmm::open_append;
+use crate::vmm::open_log;
 use guest_api::proto::{StartContainerRequest, client_message::Call, response};
 use std::sync::Arc;
 
@@ -26,10 +26,7 @@ pub(crate) async fn start(
         .read(|c| (c.spec.log_path.clone(), c.spec.process.terminal));
 
     let clock = Stopwatch::start();
-    if let Some(dir) = log_path.parent() {
-        std::fs::create_dir_all(dir).map_err(|e| SandboxError::file("cannot make", dir, e))?;
-    }
-    let log = open_append(&log_path)?;
+    let log = open_log(log_path).await?;
     item.record.update(|c| c.steps.push(Step::Log)).await?;
     live.vmm.attach_log(&item.id, terminal, log).await?;
     let attached = clock.stage(stages::LOG_ATTACH);

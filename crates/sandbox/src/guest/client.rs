@@ -81,19 +81,7 @@ impl GuestClient {
 
     /// The greeting and the tasks, on a stream that reached the agent.
     async fn greet(mut stream: UnixStream) -> Result<(Self, mpsc::Receiver<Event>), GuestError> {
-        let hello = wire::encode(&wire::hello("spherule"))?;
-        stream.write_all(&hello).await.map_err(WireError::from)?;
-        let mut decoder = FrameDecoder::default();
-        let theirs: wire::proto::Hello = loop {
-            if let Some(hello) = decoder.next_message()? {
-                break hello;
-            }
-            if !fill(&mut stream, &mut decoder).await? {
-                return Err(GuestError::Lost);
-            }
-        };
-        wire::check_hello(&theirs)?;
-
+        let decoder = greet(&mut stream).await?;
         let (reader, writer) = stream.into_split();
         let (requests, queued) = mpsc::channel(REQUEST_BACKLOG);
         let (events_in, events) = mpsc::channel(EVENT_BACKLOG);
@@ -144,7 +132,7 @@ impl GuestClient {
             .await
             .map_err(|_| GuestError::Timeout(limit))??;
         match response.result {
-            Some(response::Result::Error(error)) => Err(refusal(&error)),
+            Some(response::Result::Error(error)) => Err(GuestError::refused(&error)),
             Some(result) => Ok(result),
             None => Err(GuestError::WrongAnswer),
         }
@@ -170,18 +158,20 @@ fn lock(
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The agent's error as text of bounded length.
-fn refusal(error: &wire::proto::Error) -> GuestError {
-    let mut message = error.message.clone();
-    if !error.field.is_empty() {
-        message = format!("{}: {message}", error.field);
-    }
-    if !error.remedy.is_empty() {
-        message = format!("{message}; {}", error.remedy);
-    }
-    GuestError::Refused {
-        code: error.code(),
-        message: printable(&message),
+impl GuestError {
+    /// The agent's error as text of bounded length.
+    pub(crate) fn refused(error: &wire::proto::Error) -> Self {
+        let mut message = error.message.clone();
+        if !error.field.is_empty() {
+            message = format!("{}: {message}", error.field);
+        }
+        if !error.remedy.is_empty() {
+            message = format!("{message}; {}", error.remedy);
+        }
+        Self::Refused {
+            code: error.code(),
+            message: printable(&message),
+        }
     }
 }
 
@@ -193,8 +183,25 @@ pub(crate) fn printable(text: &str) -> String {
         .collect()
 }
 
+/// Says Hello and checks the other's; returns what reads the frames that follow.
+pub(super) async fn greet(stream: &mut UnixStream) -> Result<FrameDecoder, GuestError> {
+    let hello = wire::encode(&wire::hello("spherule"))?;
+    stream.write_all(&hello).await.map_err(WireError::from)?;
+    let mut decoder = FrameDecoder::default();
+    let theirs: wire::proto::Hello = loop {
+        if let Some(hello) = decoder.next_message()? {
+            break hello;
+        }
+        if !fill(stream, &mut decoder).await? {
+            return Err(GuestError::Lost);
+        }
+    };
+    wire::check_hello(&theirs)?;
+    Ok(decoder)
+}
+
 /// Reads some bytes; `false` at the end of the stream.
-async fn fill(
+pub(super) async fn fill(
     stream: &mut (impl AsyncReadExt + Unpin),
     decoder: &mut FrameDecoder,
 ) -> Result<bool, WireError> {

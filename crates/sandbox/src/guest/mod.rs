@@ -3,7 +3,9 @@
 //! than its own VM.
 
 mod client;
+mod exec;
 mod vsock;
 
 pub(crate) use client::{GuestClient, GuestError, printable};
+pub(crate) use exec::{ExecReader, ExecStream, ExecWriter};
 pub(crate) use vsock::connect;

@@ -1,0 +1,56 @@
+//! Changing the limits of what runs.
+
+use crate::Inner;
+use crate::error::SandboxError;
+use crate::record::{ContainerState, SandboxState};
+use crate::registry::{ContainerEntry, Entry};
+use crate::spec::ResourceSpec;
+use crate::vm_plan;
+use guest_api::proto::{UpdateContainerRequest, UpdateSandboxRequest, client_message::Call};
+use std::sync::Arc;
+
+/// Changes a container's limits; recorded once the guest has done it.
+pub(crate) async fn container(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    item: &Arc<ContainerEntry>,
+    limits: ResourceSpec,
+) -> Result<(), SandboxError> {
+    vm_plan::check_resources(&limits)?;
+    let _operation = item.operation.lock().await;
+    if !matches!(
+        item.state(),
+        ContainerState::Created | ContainerState::Running
+    ) {
+        return Err(item.wrong_state("Created or Running"));
+    }
+    let call = Call::UpdateContainer(UpdateContainerRequest {
+        container_id: item.id.clone(),
+        resources: Some(vm_plan::resources(&limits)),
+    });
+    let live = entry.require_live()?;
+    let what = "change the container's limits";
+    live.call(what, call, &inner.config.timeouts).await?;
+    item.record.update(|c| c.spec.resources = limits).await
+}
+
+/// Changes the limits of all of a sandbox's containers together.
+pub(crate) async fn sandbox(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    limits: ResourceSpec,
+) -> Result<(), SandboxError> {
+    vm_plan::check_resources(&limits)?;
+    let _operation = entry.operation.lock().await;
+    let live = entry.require_live()?;
+    let state = entry.record.read(|s| s.state);
+    if state != SandboxState::Ready {
+        return Err(entry.wrong_state(state, "Ready"));
+    }
+    let call = Call::UpdateSandbox(UpdateSandboxRequest {
+        resources: Some(vm_plan::resources(&limits)),
+    });
+    let what = "change the sandbox's limits";
+    live.call(what, call, &inner.config.timeouts).await?;
+    entry.record.update(|s| s.spec.resources = limits).await
+}
