@@ -128,7 +128,7 @@ fn install_terminal(owner: Option<Uid>, console: bool) -> Result<OwnedFd, Errno>
     let master = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty())?;
     // A container that may mount could put anything there; the agent, which
     // reads and writes it, must never be blocked by it.
-    if i64::try_from(rustix::fs::fstatfs(&master)?.f_type) != Ok(DEVPTS) {
+    if rustix::fs::fstatfs(&master)?.f_type != DEVPTS {
         return Err(Errno::NOTTY);
     }
     unlockpt(&master)?;
