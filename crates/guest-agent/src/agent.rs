@@ -171,7 +171,7 @@ impl Agent {
             .into());
         }
         let checked = Rc::new(request::check(request)?);
-        container::create(&checked, sandbox, &mut self.disks, caller)
+        container::create(&checked, sandbox, &self.containers, &mut self.disks, caller)
     }
 
     fn find(&mut self, id: &str) -> Result<&mut Container, AgentError> {

@@ -49,6 +49,15 @@ pub(crate) fn bind(source: impl AsFd) -> Result<OwnedFd, Errno> {
     open_tree(source, "", flags)
 }
 
+/// As [`bind`], with all that is mounted below.
+pub(crate) fn bind_tree(source: impl AsFd) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::from_bits_retain(AtFlags::EMPTY_PATH.bits());
+    open_tree(source, "", flags)
+}
+
 /// As [`bind`], of a path.
 pub(crate) fn bind_path(path: &str) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

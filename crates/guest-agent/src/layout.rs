@@ -18,6 +18,8 @@ pub(crate) const DISK_VOLUMES: &str = "/run/scratch/volumes";
 pub(crate) const MEMORY_VOLUMES: &str = "/run/volumes";
 /// The pod's /dev/shm.
 pub(crate) const SHM: &str = "/run/shm";
+/// The sandbox's virtio-fs device: what the host shares with the pod.
+pub(crate) const SHARES: &str = "/run/shares";
 /// Text of the pod's /etc/hosts and /etc/resolv.conf.
 pub(crate) const HOSTS: &str = "/run/hosts";
 /// See [`HOSTS`].

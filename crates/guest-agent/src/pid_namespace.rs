@@ -1,5 +1,6 @@
-//! The PID namespace that containers of a pod share (shareProcessNamespace): its
-//! PID 1 is a process of the agent that only waits and lets the kernel reap.
+//! PID namespaces that a container is put into: the pod's own, whose PID 1 is a
+//! process of the agent that only waits and lets the kernel reap, and those of
+//! running containers.
 
 use crate::error::{AgentError, Doing};
 use crate::fs_mount;
@@ -12,9 +13,9 @@ use rustix::process::Pid;
 use rustix::thread::CapabilitySet;
 use std::os::fd::OwnedFd;
 
-/// A PID namespace and its first process.
+/// A PID namespace that exists.
 #[derive(Debug)]
-pub(crate) struct SharedPidNamespace {
+pub(crate) struct PidNamespace {
     namespace: OwnedFd,
     own: OwnedFd,
 }
@@ -22,19 +23,25 @@ pub(crate) struct SharedPidNamespace {
 /// User and group of the waiting process, as of Kubernetes' pause image.
 const NOBODY: u32 = 65535;
 
-impl SharedPidNamespace {
-    /// Makes the namespace.
+impl PidNamespace {
+    /// Makes a namespace and its waiting PID 1.
     pub(crate) fn create() -> Result<Self, AgentError> {
         let flags = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
         let pid = process::fork_into(flags, None, &[], wait_for_ever)
             .doing(|| "making the pod's PID namespace".into())?;
+        Self::of(pid)
+    }
+
+    /// The namespace of a process, which is not reaped yet.
+    pub(crate) fn of(pid: Pid) -> Result<Self, AgentError> {
         Ok(Self {
             namespace: open_namespace(&pid_path(pid))?,
             own: open_namespace("/proc/self/ns/pid")?,
         })
     }
 
-    /// Runs `fork` so that the process it makes is in this namespace.
+    /// Runs `fork` so that the process it makes is in this namespace. ENOMEM if
+    /// its PID 1 has ended.
     pub(crate) fn inside<T>(&self, fork: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
         // Only children go there; the agent itself stays where it is.
         setns(&self.namespace, CloneFlags::CLONE_NEWPID).map_err(to_errno)?;

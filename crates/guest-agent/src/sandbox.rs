@@ -4,19 +4,28 @@ use crate::disks::{Disks, Extent, Partition};
 use crate::error::{AgentError, Doing};
 use crate::fs_mount;
 use crate::layout;
-use crate::pid_namespace::SharedPidNamespace;
+use crate::pid_namespace::PidNamespace;
 use crate::sys::entropy;
 use crate::volumes::{self, Volumes};
 use guest_api::proto::{SetupSandboxRequest, SetupSandboxResponse};
 use rustix::io::Errno;
-use rustix::mount::{MountAttrFlags as Attr, UnmountFlags, unmount};
+use rustix::mount::{
+    MountAttrFlags as Attr, MountPropagationFlags, UnmountFlags, mount_change, unmount,
+};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
+use std::rc::Rc;
 
 /// Size of /dev/shm where the request names none.
 const DEFAULT_SHM: u64 = 64 << 20;
 /// Least entropy taken as a seed.
 const MIN_ENTROPY: usize = 32;
+/// Longest tag of a virtio-fs device (virtio 1.2, 5.11.4).
+const MAX_TAG: usize = 36;
 
 /// The pod, once set up.
 #[derive(Debug)]
@@ -26,8 +35,8 @@ pub(crate) struct Sandbox {
     response: SetupSandboxResponse,
     /// Directories of the volumes, by name.
     pub(crate) volumes: Volumes,
-    /// Where the pod's containers share one.
-    pub(crate) pid_namespace: Option<SharedPidNamespace>,
+    /// Made when the first container wants it.
+    pid_namespace: OnceCell<Rc<PidNamespace>>,
 }
 
 impl Sandbox {
@@ -39,6 +48,25 @@ impl Sandbox {
     /// Whether containers get the pod's /etc/resolv.conf.
     pub(crate) fn has_resolv_conf(&self) -> bool {
         !self.request.resolv_conf.is_empty()
+    }
+
+    /// Whether containers share one PID namespace unless they say otherwise.
+    pub(crate) fn shares_pids(&self) -> bool {
+        self.request.share_process_namespace
+    }
+
+    /// The pod's PID namespace, made where it is not there yet.
+    pub(crate) fn pid_namespace(&self) -> Result<Rc<PidNamespace>, AgentError> {
+        if let Some(made) = self.pid_namespace.get() {
+            return Ok(Rc::clone(made));
+        }
+        let new = Rc::new(PidNamespace::create()?);
+        Ok(Rc::clone(self.pid_namespace.get_or_init(|| new)))
+    }
+
+    /// Whether the host shares files with the pod.
+    pub(crate) fn has_shares(&self) -> bool {
+        !self.request.shares_tag.is_empty()
     }
 
     /// The answer to a repeated request.
@@ -73,8 +101,8 @@ impl Sandbox {
         apply_sysctls(request)?;
         let mut partition = None;
         let made = mount_all(request, scratch.as_ref(), disks, &mut partition);
-        let (volumes, pid_namespace) = match made {
-            Ok(made) => made,
+        let volumes = match made {
+            Ok(volumes) => volumes,
             Err(e) => {
                 unmount_all(request);
                 if let Some(partition) = partition {
@@ -95,7 +123,7 @@ impl Sandbox {
             request: lasting(request),
             response,
             volumes,
-            pid_namespace,
+            pid_namespace: OnceCell::new(),
         })
     }
 
@@ -148,8 +176,16 @@ fn check(request: &SetupSandboxRequest) -> Result<Option<Extent>, AgentError> {
     if request.unix_time_ns == 0 {
         return Err(AgentError::invalid("unix_time_ns", "the time is missing"));
     }
-    for key in request.sysctls.keys() {
+    for (key, value) in &request.sysctls {
         sysctl_path(key)?;
+        if value.contains('\0') {
+            let problem = "the value contains a NUL byte";
+            return Err(AgentError::invalid(format!("sysctls[{key}]"), problem));
+        }
+    }
+    if request.shares_tag.len() > MAX_TAG || request.shares_tag.contains('\0') {
+        let problem = format!("a virtio-fs tag has at most {MAX_TAG} bytes, none of them NUL");
+        return Err(AgentError::invalid("shares_tag", problem));
     }
     volumes::check(&request.volumes)?;
     request
@@ -168,27 +204,41 @@ fn set_clock(unix_time_ns: u64) -> Result<(), AgentError> {
 }
 
 fn apply_sysctls(request: &SetupSandboxRequest) -> Result<(), AgentError> {
-    for (key, value) in &request.sysctls {
+    // In an order that does not change from one try to the next.
+    let sorted: BTreeMap<_, _> = request.sysctls.iter().collect();
+    for (key, value) in sorted {
         let path = sysctl_path(key)?;
-        std::fs::write(&path, value).map_err(|e| AgentError::Invalid {
-            field: format!("sysctls[{key}]"),
-            problem: format!("setting the sysctl {key} to \"{value}\" failed: {e}"),
+        let write = |path| {
+            let mut file = File::options().write(true).open(path)?;
+            // In one call: each is a whole value to the kernel.
+            file.write_all(value.as_bytes())
+        };
+        write(path).map_err(|e| {
+            let why = match e.kind() {
+                ErrorKind::NotFound => "the guest's kernel has no such setting".to_owned(),
+                _ => e.to_string(),
+            };
+            let problem = format!("setting the sysctl {key} to \"{value}\" failed: {why}");
+            AgentError::invalid(format!("sysctls[{key}]"), problem)
         })?;
     }
     Ok(())
 }
 
 /// The file of a sysctl, which is written "net.ipv4.ip_forward" or, where an
-/// interface's name contains dots, "net/ipv4/conf/eth0.1/forwarding".
+/// interface's name contains dots, "net/ipv4/conf/eth0.1/forwarding" or
+/// "net.ipv4.conf.eth0/1.forwarding": the first separator is the separator, the
+/// other character stands for a dot.
 fn sysctl_path(key: &str) -> Result<PathBuf, AgentError> {
     let slashes = match (key.find('/'), key.find('.')) {
         (Some(slash), Some(dot)) => slash < dot,
         (slash, _) => slash.is_some(),
     };
-    let parts: Vec<&str> = key.split(if slashes { '/' } else { '.' }).collect();
-    let wrong = |part: &&str| {
-        part.is_empty() || *part == "." || *part == ".." || part.contains(['/', '\0'])
-    };
+    let parts: Vec<String> = key
+        .split(if slashes { '/' } else { '.' })
+        .map(|part| part.replace('/', "."))
+        .collect();
+    let wrong = |part: &String| matches!(part.as_str(), "" | "." | "..") || part.contains('\0');
     if parts.len() < 2 || parts.iter().any(wrong) {
         return Err(AgentError::invalid(
             format!("sysctls[{key}]"),
@@ -205,7 +255,7 @@ fn mount_all(
     scratch: Option<&Extent>,
     disks: &mut Disks,
     partition: &mut Option<Partition>,
-) -> Result<(Volumes, Option<SharedPidNamespace>), AgentError> {
+) -> Result<Volumes, AgentError> {
     let mount = match scratch {
         Some(extent) => {
             let source = partition.insert(disks.add_partition(extent)?).path();
@@ -235,11 +285,25 @@ fn mount_all(
             std::fs::write(path, text).doing(|| format!("writing {path}"))?;
         }
     }
-    let pid_namespace = request
-        .share_process_namespace
-        .then(SharedPidNamespace::create)
-        .transpose()?;
-    Ok((volumes, pid_namespace))
+    if !request.shares_tag.is_empty() {
+        mount_shares(&request.shares_tag)?;
+    }
+    Ok(volumes)
+}
+
+/// What the host shares, where no container sees it. What is mounted in it later
+/// goes on to those containers' mounts that want it (HOST_TO_CONTAINER).
+fn mount_shares(tag: &str) -> Result<(), AgentError> {
+    let options = [("source", tag)];
+    let mount = fs_mount::new("virtiofs", &options, Attr::MOUNT_ATTR_NODEV).map_err(|e| {
+        AgentError::invalid(
+            "shares_tag",
+            format!("{e}; is there a virtio-fs device {tag}?"),
+        )
+    })?;
+    fs_mount::attach_at(mount, layout::SHARES)?;
+    mount_change(layout::SHARES, MountPropagationFlags::SHARED)
+        .doing(|| format!("sharing what is mounted in {}", layout::SHARES))
 }
 
 /// The scratch disk lives no longer than the pod, so it has no barriers to wait
@@ -267,7 +331,8 @@ fn unmount_all(request: &SetupSandboxRequest) {
         .volumes
         .iter()
         .map(|v| format!("{}/{}", layout::MEMORY_VOLUMES, v.name));
-    for path in volumes.chain([layout::SHM.to_owned(), layout::SCRATCH.to_owned()]) {
+    let own = [layout::SHARES, layout::SHM, layout::SCRATCH].map(str::to_owned);
+    for path in volumes.chain(own) {
         // Some were never mounted.
         let _ = unmount(path, UnmountFlags::empty());
     }
@@ -288,6 +353,10 @@ mod tests {
                 "net/ipv4/conf/eth0.1/forwarding",
                 "/proc/sys/net/ipv4/conf/eth0.1/forwarding",
             ),
+            (
+                "net.ipv4.conf.eth0/1.forwarding",
+                "/proc/sys/net/ipv4/conf/eth0.1/forwarding",
+            ),
         ] {
             assert_eq!(sysctl_path(key).unwrap(), Path::new(path));
         }
@@ -301,6 +370,8 @@ mod tests {
             "kernel/../../etc/passwd",
             "..",
             "kernel..x",
+            "kernel.//.x",
+            "kernel./.x",
             "/kernel/x",
             "a.b/../c",
         ] {

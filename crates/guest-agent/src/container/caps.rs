@@ -115,20 +115,35 @@ impl CapabilityPlan {
         Ok(())
     }
 
-    /// Sets the other four sets.
-    pub(crate) fn apply(&self) -> Result<(), Errno> {
-        set_capabilities(
-            None,
-            CapabilitySets {
-                effective: self.effective,
-                permitted: self.permitted,
-                inheritable: self.inheritable,
-            },
-        )?;
+    /// Sets the other four sets. `and_sys_admin`: CAP_SYS_ADMIN stays besides
+    /// until [`CapabilityPlan::drop_extra`].
+    pub(crate) fn apply(&self, and_sys_admin: bool) -> Result<(), Errno> {
+        let extra = if and_sys_admin {
+            CapabilitySet::SYS_ADMIN
+        } else {
+            CapabilitySet::empty()
+        };
+        self.set(extra)?;
         for capability in self.ambient.iter() {
             configure_capability_in_ambient_set(capability, true)?;
         }
         Ok(())
+    }
+
+    /// Drops what [`CapabilityPlan::apply`] kept besides: a single capset(2).
+    pub(crate) fn drop_extra(&self) -> Result<(), Errno> {
+        self.set(CapabilitySet::empty())
+    }
+
+    fn set(&self, extra: CapabilitySet) -> Result<(), Errno> {
+        set_capabilities(
+            None,
+            CapabilitySets {
+                effective: self.effective | extra,
+                permitted: self.permitted | extra,
+                inheritable: self.inheritable,
+            },
+        )
     }
 }
 

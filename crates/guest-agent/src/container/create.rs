@@ -1,20 +1,23 @@
 //! CreateContainer: everything that the agent itself prepares, then the fork.
 
 use super::handover::Handover;
+use super::mounts::{Source, Wanted};
 use super::removal::Leftovers;
-use super::request::Checked;
+use super::request::{Checked, Pids};
 use super::rootfs::Sources;
 use super::{Caller, Container, Phase, init, layer, stdio};
 use crate::cgroup::Cgroup;
-use crate::disks::Disks;
+use crate::disks::{Disks, Extent};
 use crate::error::{AgentError, Doing};
 use crate::layout;
+use crate::pid_namespace::PidNamespace;
 use crate::sandbox::Sandbox;
 use crate::stream::Slots;
 use crate::sys::process;
 use nix::sched::CloneFlags;
 use rustix::io::Errno;
 use rustix::process::Pid;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
@@ -38,35 +41,38 @@ impl From<AgentError> for Box<FailedCreate> {
 pub(crate) fn create(
     checked: &Rc<Checked>,
     sandbox: &Sandbox,
+    others: &BTreeMap<String, Container>,
     disks: &mut Disks,
     caller: Caller,
 ) -> Result<Container, Box<FailedCreate>> {
+    let pids = pid_namespace(&checked.pids, sandbox, others)?;
     let mut leftovers = Leftovers::default();
-    prepare(checked, sandbox, disks, caller, &mut leftovers)
+    prepare(checked, sandbox, &pids, disks, caller, &mut leftovers)
         .map_err(|error| Box::new(FailedCreate { error, leftovers }))
 }
 
 fn prepare(
     checked: &Rc<Checked>,
     sandbox: &Sandbox,
+    pids: &Joined,
     disks: &mut Disks,
     caller: Caller,
     leftovers: &mut Leftovers,
 ) -> Result<Container, AgentError> {
     let id = &checked.request.container_id;
-    let volumes = volume_paths(checked, sandbox)?;
     let resources = checked.request.resources.clone().unwrap_or_default();
     let cgroup = leftovers.cgroup.insert(Cgroup::create(id, &resources)?);
     let cgroup_fd = cgroup.open()?;
     let image = disks.use_image(&checked.image)?;
-    leftovers.image = Some(checked.image.clone());
+    leftovers.images.push(checked.image.clone());
+    let mounts = find_mounts(checked, sandbox, disks, &mut leftovers.images)?;
     let layer = format!("{}/{id}", layout::LAYERS);
     leftovers.layer = Some(layer.clone());
     layer::create(&layer, &image)?;
     let sources = Sources {
         image,
         layer: layer.clone(),
-        volumes,
+        mounts,
         hosts: sandbox.has_hosts(),
         resolv_conf: sandbox.has_resolv_conf(),
     };
@@ -76,7 +82,7 @@ fn prepare(
     let (agent_end, child_end) =
         Handover::pair().doing(|| "making the channel to the container".into())?;
     let pid = fork(
-        sandbox,
+        pids,
         cgroup_fd.as_fd(),
         checked,
         &sources,
@@ -87,6 +93,7 @@ fn prepare(
     let Some(cgroup) = leftovers.cgroup.take() else {
         return Err(AgentError::invalid("container_id", "lost its cgroup"));
     };
+    let images = std::mem::take(&mut leftovers.images);
     *leftovers = Leftovers::default();
     Ok(Container {
         phase: Phase::Creating(caller),
@@ -100,32 +107,83 @@ fn prepare(
         terminal,
         with_stdin,
         cgroup,
-        image: checked.image.clone(),
+        images,
         layer,
-        shares_pids: sandbox.pid_namespace.is_some(),
+        shares_pids: !matches!(pids, Joined::Own),
     })
 }
 
-fn volume_paths(checked: &Checked, sandbox: &Sandbox) -> Result<Vec<String>, AgentError> {
-    let find = |(i, mount): (usize, &guest_api::proto::Mount)| {
-        sandbox.volumes.get(&mount.volume).cloned().ok_or_else(|| {
-            AgentError::invalid(
-                format!("mounts[{i}].volume"),
-                format!("the sandbox has no volume \"{}\"", mount.volume),
-            )
-        })
+/// The PID namespace that the container's first process is made in.
+enum Joined {
+    Own,
+    Pod(Rc<PidNamespace>),
+    Target(PidNamespace),
+}
+
+fn pid_namespace(
+    wanted: &Pids,
+    sandbox: &Sandbox,
+    others: &BTreeMap<String, Container>,
+) -> Result<Joined, AgentError> {
+    let target = match wanted {
+        Pids::Own => return Ok(Joined::Own),
+        Pids::Default if !sandbox.shares_pids() => return Ok(Joined::Own),
+        Pids::Default | Pids::Pod => return sandbox.pid_namespace().map(Joined::Pod),
+        Pids::Target(id) => id,
     };
-    checked
-        .request
-        .mounts
-        .iter()
-        .enumerate()
-        .map(find)
-        .collect()
+    let problem = match others.get(target) {
+        None => "does not exist",
+        Some(Container {
+            phase: Phase::Running,
+            pid: Some(pid),
+            ..
+        }) => return PidNamespace::of(*pid).map(Joined::Target),
+        Some(_) => "is not running",
+    };
+    Err(AgentError::Precondition {
+        problem: format!(
+            "container {target}, whose PID namespace was to be joined (pid_namespace.target), {problem}"
+        ),
+        remedy: "name a running container of the same pod",
+    })
+}
+
+/// Where each mount's content is. Images are mounted; each use of one goes to
+/// `images`.
+fn find_mounts(
+    checked: &Checked,
+    sandbox: &Sandbox,
+    disks: &mut Disks,
+    images: &mut Vec<Extent>,
+) -> Result<Vec<Source>, AgentError> {
+    let mounts = checked.request.mounts.iter().zip(&checked.mounts);
+    let mut sources = Vec::with_capacity(checked.mounts.len());
+    for (i, (mount, wanted)) in mounts.enumerate() {
+        sources.push(match wanted {
+            Wanted::Volume => match sandbox.volumes.get(&mount.volume) {
+                Some(directory) => Source::Volume(directory.clone()),
+                None => {
+                    let problem = format!("the sandbox has no volume \"{}\"", mount.volume);
+                    return Err(AgentError::invalid(format!("mounts[{i}].volume"), problem));
+                }
+            },
+            Wanted::Image(extent) => {
+                let mount_point = disks.use_image(extent)?;
+                images.push(extent.clone());
+                Source::Image(mount_point)
+            }
+            Wanted::Share if sandbox.has_shares() => Source::Share,
+            Wanted::Share => {
+                let problem = "the sandbox was set up without a device for shares";
+                return Err(AgentError::invalid(format!("mounts[{i}].share"), problem));
+            }
+        });
+    }
+    Ok(sources)
 }
 
 fn fork(
-    sandbox: &Sandbox,
+    pids: &Joined,
     cgroup: BorrowedFd<'_>,
     checked: &Checked,
     sources: &Sources,
@@ -135,10 +193,13 @@ fn fork(
     let mut keep = stdio.fds();
     keep.push(agent.fd());
     let child = || init::run(checked, sources, stdio, agent);
-    match &sandbox.pid_namespace {
-        Some(shared) => shared
-            .inside(|| process::fork_into(CloneFlags::CLONE_NEWNS, Some(cgroup), &keep, child)),
-        None => {
+    let inside = |namespace: &PidNamespace| {
+        namespace.inside(|| process::fork_into(CloneFlags::CLONE_NEWNS, Some(cgroup), &keep, child))
+    };
+    match pids {
+        Joined::Pod(namespace) => inside(namespace),
+        Joined::Target(namespace) => inside(namespace),
+        Joined::Own => {
             let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID;
             process::fork_into(flags, Some(cgroup), &keep, child)
         }

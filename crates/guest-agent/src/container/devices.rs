@@ -1,8 +1,12 @@
-//! A container's /dev: a small file system of its own with the usual nodes.
+//! A container's /dev: a small file system of its own with the usual nodes; and
+//! nodes of the guest that a request names.
 
+use super::mounts::{self, Planned};
 use crate::error::{AgentError, Doing};
 use crate::fs_mount;
+use crate::rooted::Missing;
 use crate::sys::mount_attr;
+use guest_api::proto::Device;
 use rustix::fs::{Dev, FileType, Mode, OFlags, makedev};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags as Attr;
@@ -68,6 +72,55 @@ pub(crate) fn allow_only_usual(dev: &OwnedFd) -> Result<(), Errno> {
         fs_mount::attach(bound, place)?;
     }
     Ok(())
+}
+
+/// Most devices of a request.
+const MAX_REQUESTED: usize = 512;
+
+/// Checks the devices of a request, but not whether the guest has them.
+pub(crate) fn check(devices: &[Device]) -> Result<(), AgentError> {
+    if devices.len() > MAX_REQUESTED {
+        let problem = format!("more than {MAX_REQUESTED} devices");
+        return Err(AgentError::invalid("devices", problem));
+    }
+    for (i, device) in devices.iter().enumerate() {
+        let field = format!("devices[{i}].path");
+        mounts::check_destination(&device.path, &field)?;
+        if !device.path.starts_with("/dev/") {
+            return Err(AgentError::invalid(field, "a device node is below /dev"));
+        }
+        mounts::check_destination(&device.destination, &format!("devices[{i}].destination"))?;
+    }
+    Ok(())
+}
+
+/// The devices of a request as mounts of the guest's nodes.
+pub(crate) fn plan(devices: &[Device]) -> Result<Vec<Planned>, AgentError> {
+    let plan = |(i, device): (usize, &Device)| {
+        let (node, _) = find(device, &format!("devices[{i}].path"))?;
+        let mount = fs_mount::bind(&node).doing(|| format!("binding {}", device.path))?;
+        Ok(Planned {
+            mount,
+            destination: device.destination.clone(),
+            missing: Missing::File,
+            field: format!("devices[{i}].destination"),
+        })
+    };
+    devices.iter().enumerate().map(plan).collect()
+}
+
+/// The guest's node of a requested device.
+fn find(device: &Device, field: &str) -> Result<(OwnedFd, rustix::fs::Stat), AgentError> {
+    let path = &device.path;
+    let refuse = |problem: String| AgentError::invalid(field, problem);
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = rustix::fs::open(path.as_str(), flags, Mode::empty())
+        .map_err(|e| refuse(format!("the guest has no device {path}: {e}")))?;
+    let stat = rustix::fs::fstat(&node).doing(|| format!("looking at {path}"))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::CharacterDevice | FileType::BlockDevice => Ok((node, stat)),
+        _ => Err(refuse(format!("{path} of the guest is no device node"))),
+    }
 }
 
 fn fill(dev: &OwnedFd, terminal: bool) -> Result<(), Errno> {

@@ -4,6 +4,7 @@
 
 use super::handover::{Handover, Message};
 use super::request::Checked;
+use super::rights;
 use super::rootfs::{self, Root, Sources};
 use super::stdio::{self, ChildStdio};
 use super::user::{self, Identity};
@@ -106,7 +107,8 @@ pub(crate) fn start_program(
     program: &Program<'_>,
 ) -> Result<Infallible, AgentError> {
     set_limits(checked)?;
-    change_identity(checked, identity).doing(|| "changing to the container's user".into())?;
+    rights::change_identity(checked, identity)
+        .doing(|| "changing to the container's user".into())?;
     exec(checked, identity, program)
 }
 
@@ -157,23 +159,6 @@ fn set_limits(checked: &Checked) -> Result<(), AgentError> {
     Ok(())
 }
 
-fn change_identity(checked: &Checked, identity: &Identity) -> Result<(), Errno> {
-    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-    let groups: Vec<Gid> = identity.groups.iter().map(|g| Gid::from_raw(*g)).collect();
-    // Otherwise leaving uid 0 would clear the sets set below.
-    rustix::thread::set_keep_capabilities(true)?;
-    checked.capabilities.limit_bounding()?;
-    rustix::thread::set_thread_groups(&groups)?;
-    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
-    checked.capabilities.apply()?;
-    rustix::thread::set_keep_capabilities(false)?;
-    if checked.process.no_new_privileges {
-        rustix::thread::set_no_new_privs(true)?;
-    }
-    Ok(())
-}
-
 fn exec(
     checked: &Checked,
     identity: &Identity,
@@ -191,6 +176,7 @@ fn exec(
         .collect();
     process::close_on_exec_from_three().doing(|| "closing descriptors".into())?;
     process::reset_signals();
+    rights::load_seccomp(checked)?;
     let Err(error) = nix::unistd::execve(&file, args, &env);
     Err(exec_error(&program, Errno::from_raw_os_error(error as i32)))
 }

@@ -12,10 +12,13 @@ mod caps;
 mod create;
 mod devices;
 pub(crate) mod handover;
+mod hidden;
 pub(crate) mod init;
 mod layer;
+mod mounts;
 mod removal;
 pub(crate) mod request;
+mod rights;
 mod rootfs;
 pub(crate) mod stdio;
 pub(crate) mod user;
@@ -79,10 +82,11 @@ pub(crate) struct Container {
     pub(crate) terminal: bool,
     pub(crate) with_stdin: bool,
     pub(crate) cgroup: Cgroup,
-    pub(crate) image: Extent,
+    /// One for each use: its root's and those of its mounts.
+    pub(crate) images: Vec<Extent>,
     /// Directory of its writable layer.
     pub(crate) layer: String,
-    /// Its processes have the pod's PID namespace, so they outlive its first.
+    /// Its PID namespace is not its own, so its processes outlive its first.
     pub(crate) shares_pids: bool,
 }
 

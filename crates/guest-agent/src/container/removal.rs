@@ -22,13 +22,14 @@ const STEPS: u32 = 256;
 pub(crate) struct Leftovers {
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) layer: Option<String>,
-    pub(crate) image: Option<Extent>,
+    /// One for each use.
+    pub(crate) images: Vec<Extent>,
 }
 
 impl Leftovers {
     /// Nothing is to be freed.
     pub(crate) fn is_empty(&self) -> bool {
-        self.cgroup.is_none() && self.layer.is_none() && self.image.is_none()
+        self.cgroup.is_none() && self.layer.is_none() && self.images.is_empty()
     }
 }
 
@@ -55,7 +56,7 @@ pub(crate) struct Removal {
     pub(crate) failed_create: Option<(Caller, AgentError)>,
     cgroup: Option<Cgroup>,
     layer: Option<LayerRemoval>,
-    image: Option<Extent>,
+    images: Vec<Extent>,
     released: bool,
     deadline: Instant,
 }
@@ -70,7 +71,7 @@ impl Removal {
         let leftovers = Leftovers {
             cgroup: Some(container.cgroup),
             layer: Some(container.layer),
-            image: Some(container.image),
+            images: container.images,
         };
         Self {
             pid,
@@ -90,7 +91,7 @@ impl Removal {
             failed_create: None,
             cgroup: leftovers.cgroup,
             layer: leftovers.layer.map(LayerRemoval::new),
-            image: leftovers.image,
+            images: leftovers.images,
             released: false,
             deadline: Instant::now() + PATIENCE,
         }
@@ -119,15 +120,17 @@ impl Removal {
                 Err(e) => return self.wait_or_give_up(e, "removing the writable layer"),
             }
         }
-        if let Some(image) = self.image.clone() {
-            if !self.released {
-                disks.release_image(&image);
-                self.released = true;
+        if !self.released {
+            for image in &self.images {
+                disks.release_image(image);
             }
-            if let Err(e) = disks.drop_unused_image(&image) {
-                return self.wait_or_give_up(e, "unmounting the image");
+            self.released = true;
+        }
+        while let Some(image) = self.images.last() {
+            if let Err(e) = disks.drop_unused_image(image) {
+                return self.wait_or_give_up(e, "unmounting an image");
             }
-            self.image = None;
+            self.images.pop();
         }
         Progress::Done(Ok(()))
     }

@@ -2,9 +2,13 @@
 //! look; what only the container's root can tell (users, programs) comes later.
 
 use super::caps::CapabilityPlan;
+use super::mounts::{self, Wanted};
+use super::{devices, hidden};
 use crate::disks::Extent;
 use crate::error::AgentError;
-use guest_api::proto::{CreateContainerRequest, Process};
+use crate::sys::seccomp::{self, Filter};
+use guest_api::proto::pid_namespace::Mode;
+use guest_api::proto::{CreateContainerRequest, PathRules, Process};
 use rustix::process::{Resource, Rlimit};
 use std::ffi::CString;
 
@@ -17,12 +21,29 @@ pub(crate) struct Checked {
     pub(crate) args: Vec<CString>,
     pub(crate) capabilities: CapabilityPlan,
     pub(crate) rlimits: Vec<(Resource, Rlimit)>,
+    pub(crate) seccomp: Option<Filter>,
+    /// What each of the request's mounts shows.
+    pub(crate) mounts: Vec<Wanted>,
+    /// Of a container that is not privileged.
+    pub(crate) paths: PathRules,
+    pub(crate) pids: Pids,
+}
+
+/// The PID namespace of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Pids {
+    /// As the sandbox says.
+    Default,
+    /// Its own.
+    Own,
+    /// The pod's.
+    Pod,
+    /// That of another container, by id.
+    Target(String),
 }
 
 /// Longest container id: it is a directory's name.
 const MAX_ID: usize = 128;
-/// Most mounts of a container.
-const MAX_MOUNTS: usize = 512;
 
 /// Checks all fields of `request`.
 pub(crate) fn check(request: CreateContainerRequest) -> Result<Checked, AgentError> {
@@ -39,7 +60,11 @@ pub(crate) fn check(request: CreateContainerRequest) -> Result<Checked, AgentErr
     };
     let args = check_args(&process)?;
     check_environment(&process)?;
-    check_mounts(&request)?;
+    let mounts = mounts::check(&request.mounts)?;
+    devices::check(&request.devices)?;
+    let paths = hidden::check(request.paths.as_ref())?;
+    let pids = check_pid_namespace(&request)?;
+    let seccomp = check_seccomp(&process)?;
     if !(process.cwd.is_empty() || process.cwd.starts_with('/')) || has_nul(&process.cwd) {
         return Err(AgentError::invalid(
             "process.cwd",
@@ -65,7 +90,53 @@ pub(crate) fn check(request: CreateContainerRequest) -> Result<Checked, AgentErr
         args,
         capabilities,
         rlimits,
+        seccomp,
+        mounts,
+        paths,
+        pids,
     })
+}
+
+fn check_pid_namespace(request: &CreateContainerRequest) -> Result<Pids, AgentError> {
+    let Some(wanted) = &request.pid_namespace else {
+        return Ok(Pids::Default);
+    };
+    let pids = match Mode::try_from(wanted.mode) {
+        Ok(Mode::Target) => {
+            check_id(&wanted.target).map_err(|_| {
+                let problem = "no container's id is given";
+                AgentError::invalid("pid_namespace.target", problem)
+            })?;
+            return Ok(Pids::Target(wanted.target.clone()));
+        }
+        Ok(Mode::Unspecified) => Pids::Default,
+        Ok(Mode::Container) => Pids::Own,
+        Ok(Mode::Pod) => Pids::Pod,
+        Err(_) => {
+            let problem = format!("unknown PID namespace mode {}", wanted.mode);
+            return Err(AgentError::invalid("pid_namespace.mode", problem));
+        }
+    };
+    if wanted.target.is_empty() {
+        Ok(pids)
+    } else {
+        let problem = "only the mode TARGET has a target";
+        Err(AgentError::invalid("pid_namespace.target", problem))
+    }
+}
+
+fn check_seccomp(process: &Process) -> Result<Option<Filter>, AgentError> {
+    if process.seccomp.is_empty() {
+        return Ok(None);
+    }
+    let filter = Filter::from_bytes(&process.seccomp).ok_or_else(|| {
+        let problem = format!(
+            "a seccomp filter has 1 to {} instructions of 8 bytes",
+            seccomp::MAX_INSTRUCTIONS
+        );
+        AgentError::invalid("process.seccomp", problem)
+    })?;
+    Ok(Some(filter))
 }
 
 /// An id becomes the name of a cgroup and of directories.
@@ -114,31 +185,6 @@ fn check_environment(process: &Process) -> Result<(), AgentError> {
                 format!("process.env[{i}]"),
                 "an environment entry is NAME=VALUE without NUL bytes",
             ));
-        }
-    }
-    Ok(())
-}
-
-fn check_mounts(request: &CreateContainerRequest) -> Result<(), AgentError> {
-    if request.mounts.len() > MAX_MOUNTS {
-        let problem = format!("more than {MAX_MOUNTS} mounts");
-        return Err(AgentError::invalid("mounts", problem));
-    }
-    for (i, mount) in request.mounts.iter().enumerate() {
-        let bad = |part: &str, problem: &str| {
-            Err(AgentError::invalid(format!("mounts[{i}].{part}"), problem))
-        };
-        let climbs = |path: &str| path.split('/').any(|c| c == "..");
-        let destination = &mount.destination;
-        if !destination.starts_with('/') || has_nul(destination) || climbs(destination) {
-            return bad("destination", "must be an absolute path without \"..\"");
-        }
-        if destination.split('/').all(|c| c.is_empty() || c == ".") {
-            return bad("destination", "the root itself cannot be a mount");
-        }
-        let sub_path = &mount.sub_path;
-        if sub_path.starts_with('/') || has_nul(sub_path) || climbs(sub_path) {
-            return bad("sub_path", "must be a relative path without \"..\"");
         }
     }
     Ok(())
@@ -194,7 +240,7 @@ fn resource(kind: &str) -> Option<Resource> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use guest_api::proto::{DiskExtent, Mount, Rlimit as WireRlimit};
+    use guest_api::proto::{Device, DiskExtent, PidNamespace, Rlimit as WireRlimit};
 
     fn good() -> CreateContainerRequest {
         CreateContainerRequest {
@@ -267,24 +313,51 @@ mod tests {
     }
 
     #[test]
-    fn mounts_that_climb_are_refused() {
-        for (destination, sub_path, want) in [
-            ("data", "", "mounts[0].destination"),
-            ("/a/../b", "", "mounts[0].destination"),
-            ("//.", "", "mounts[0].destination"),
-            ("/data", "../x", "mounts[0].sub_path"),
-            ("/data", "/x", "mounts[0].sub_path"),
-        ] {
+    fn a_pid_namespace_has_a_target_exactly_where_it_joins_one() {
+        let with = |mode: i32, target: &str| {
             let mut request = good();
-            request.mounts.push(Mount {
-                volume: "v".to_owned(),
-                sub_path: sub_path.to_owned(),
+            let target = target.to_owned();
+            request.pid_namespace = Some(PidNamespace { mode, target });
+            request
+        };
+        let target = i32::from(Mode::Target);
+        assert_eq!(field(with(target, "")), "pid_namespace.target");
+        assert_eq!(field(with(target, "../x")), "pid_namespace.target");
+        assert_eq!(field(with(Mode::Pod.into(), "c2")), "pid_namespace.target");
+        assert_eq!(field(with(99, "")), "pid_namespace.mode");
+        let pids = |request| check(request).unwrap().pids;
+        assert_eq!(pids(with(target, "c2")), Pids::Target("c2".to_owned()));
+        assert_eq!(pids(with(Mode::Pod.into(), "")), Pids::Pod);
+        assert_eq!(pids(with(Mode::Container.into(), "")), Pids::Own);
+        assert_eq!(pids(with(0, "")), Pids::Default);
+        assert_eq!(pids(good()), Pids::Default);
+    }
+
+    #[test]
+    fn a_seccomp_filter_of_half_instructions_is_refused() {
+        let request = with_process(|p| p.seccomp = vec![0; 12]);
+        assert_eq!(field(request), "process.seccomp");
+        let request = with_process(|p| p.seccomp = vec![0; 16]);
+        assert!(check(request).unwrap().seccomp.is_some());
+        assert!(check(good()).unwrap().seccomp.is_none());
+    }
+
+    #[test]
+    fn devices_are_below_dev_and_named_by_their_place() {
+        let with = |path: &str, destination: &str| {
+            let mut request = good();
+            request.devices.push(Device {
+                path: path.to_owned(),
                 destination: destination.to_owned(),
                 read_only: false,
-                ..Mount::default()
             });
-            assert_eq!(field(request), want);
+            request
+        };
+        for path in ["/proc/kcore", "dev/fuse", "/dev/../proc/x", "/dev", ""] {
+            assert_eq!(field(with(path, "/dev/x")), "devices[0].path", "{path}");
         }
+        assert_eq!(field(with("/dev/fuse", "/")), "devices[0].destination");
+        check(with("/dev/fuse", "/dev/net/fuse")).unwrap();
     }
 
     #[test]

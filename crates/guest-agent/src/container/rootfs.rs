@@ -6,42 +6,18 @@
 //! and lets go of the old one; only then are paths of the image looked at, when
 //! no link in it can lead anywhere but the container.
 
-use super::devices;
+use super::mounts::{self, Planned, Source};
 use super::request::Checked;
+use super::{devices, hidden};
 use crate::error::{AgentError, Doing};
 use crate::fs_mount;
 use crate::layout;
 use crate::rooted::{Escape, Missing, Rooted};
 use crate::sys::mount_attr;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags as Attr, MountPropagationFlags, UnmountFlags};
 use std::os::fd::{AsFd, OwnedFd};
-
-/// Kernel files that containers do not see, as in other runtimes.
-const MASKED: [&str; 12] = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-];
-
-/// Kernel files that containers only read.
-const READ_ONLY: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
 
 /// Where the parts of a container's root come from, in the agent's tree.
 #[derive(Debug)]
@@ -50,20 +26,11 @@ pub(crate) struct Sources {
     pub(crate) image: String,
     /// Directory with the writable layer: "upper" and "work".
     pub(crate) layer: String,
-    /// Directories of the volumes, in the order of the request's mounts.
-    pub(crate) volumes: Vec<String>,
+    /// In the order of the request's mounts.
+    pub(crate) mounts: Vec<Source>,
     /// The pod's /etc/hosts and /etc/resolv.conf are to be used.
     pub(crate) hosts: bool,
     pub(crate) resolv_conf: bool,
-}
-
-/// A detached mount and where it goes.
-struct Planned {
-    mount: OwnedFd,
-    destination: String,
-    missing: Missing,
-    /// Field of the request to blame.
-    field: String,
 }
 
 /// The new root as the current one; see the module's documentation.
@@ -73,12 +40,15 @@ pub(crate) struct Root {
 
 /// Builds the tree and moves the calling process into it.
 pub(crate) fn enter(checked: &Checked, sources: &Sources) -> Result<Root, AgentError> {
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private).doing(|| "making mounts private".into())?;
-    let terminal = checked.process.terminal;
-    let dev = devices::make(checked.request.privileged, terminal)?;
-    let mut planned = plan_volumes(checked, sources)?;
-    planned.extend(plan_files(sources)?);
+    let request = &checked.request;
+    // Nothing mounted here gets out. What is mounted in a share later comes in
+    // to its slaves; all other mounts of the agent are private already.
+    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", slave).doing(|| "detaching from the agent's mounts".into())?;
+    let dev = devices::make(request.privileged, checked.process.terminal)?;
+    let mut planned = plan_files(checked, sources)?;
+    planned.extend(mounts::plan(&request.mounts, &sources.mounts)?);
+    planned.extend(devices::plan(&request.devices)?);
     // A mount on a directory must not hide one made below it before.
     planned.sort_by_key(|p| p.destination.split('/').filter(|c| !c.is_empty()).count());
     let shm = fs_mount::bind_path(layout::SHM).doing(|| "binding the pod's /dev/shm".into())?;
@@ -90,12 +60,15 @@ pub(crate) fn enter(checked: &Checked, sources: &Sources) -> Result<Root, AgentE
         .doing(|| "opening the container's root".into())?;
     let root = Root { root };
 
-    root.mount_kernel_file_systems(checked.request.privileged, &dev, &shm)?;
+    root.mount_kernel_file_systems(request.privileged, &dev, &shm)?;
+    // Before a volume may cover it.
+    let null = rustix::fs::openat(&dev, "null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| "opening the container's /dev/null".into())?;
     for plan in &planned {
-        root.attach_volume(plan)?;
+        root.attach_planned(plan)?;
     }
-    if !checked.request.privileged {
-        root.hide_kernel_files()?;
+    if !request.privileged {
+        hidden::apply(&checked.paths, root.rooted(), &null)?;
     }
     Ok(root)
 }
@@ -122,62 +95,22 @@ fn mount_overlay(sources: &Sources) -> Result<(), AgentError> {
     fs_mount::attach_at(overlay, layout::NEW_ROOT)
 }
 
-fn plan_volumes(checked: &Checked, sources: &Sources) -> Result<Vec<Planned>, AgentError> {
-    let mounts = checked.request.mounts.iter().zip(&sources.volumes);
-    let plan = |(i, (mount, volume)): (usize, (&guest_api::proto::Mount, &String))| {
-        let field = format!("mounts[{i}]");
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let top = rustix::fs::open(volume.as_str(), flags, Mode::empty())
-            .doing(|| format!("opening the volume {}", mount.volume))?;
-        let rooted = Rooted::new(top.as_fd(), Escape::Refuse);
-        let source = rooted
-            .open_or_make(&mount.sub_path, Missing::Directory)
-            .map_err(|e| {
-                let why = match e {
-                    Errno::XDEV => "it leads out of the volume".to_owned(),
-                    e => e.to_string(),
-                };
-                AgentError::invalid(
-                    format!("{field}.sub_path"),
-                    format!(
-                        "opening {} of the volume {}: {why}",
-                        mount.sub_path, mount.volume
-                    ),
-                )
-            })?;
-        let doing = || format!("binding the volume {}", mount.volume);
-        let stat = rustix::fs::fstat(&source).doing(doing)?;
-        let missing = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => Missing::Directory,
-            FileType::Symlink => {
-                let problem = "it ends in a symbolic link";
-                return Err(AgentError::invalid(format!("{field}.sub_path"), problem));
-            }
-            _ => Missing::File,
-        };
-        let bound = fs_mount::bind(&source).doing(doing)?;
-        if mount.read_only {
-            mount_attr::add(&bound, Attr::MOUNT_ATTR_RDONLY, false).doing(doing)?;
-        }
-        Ok(Planned {
-            mount: bound,
-            destination: mount.destination.clone(),
-            missing,
-            field: format!("{field}.destination"),
-        })
-    };
-    mounts.enumerate().map(plan).collect()
-}
-
-fn plan_files(sources: &Sources) -> Result<Vec<Planned>, AgentError> {
+/// The pod's own files. A mount of the request at the same place wins: it is
+/// attached later.
+fn plan_files(checked: &Checked, sources: &Sources) -> Result<Vec<Planned>, AgentError> {
     let mut planned = Vec::new();
     for (wanted, file, destination) in [
         (sources.hosts, layout::HOSTS, "/etc/hosts"),
         (sources.resolv_conf, layout::RESOLV_CONF, "/etc/resolv.conf"),
     ] {
         if wanted {
+            let doing = || format!("binding {destination}");
+            let mount = fs_mount::bind_path(file).doing(doing)?;
+            if checked.request.readonly_rootfs {
+                mount_attr::add(&mount, Attr::MOUNT_ATTR_RDONLY, false).doing(doing)?;
+            }
             planned.push(Planned {
-                mount: fs_mount::bind_path(file).doing(|| format!("binding {destination}"))?,
+                mount,
                 destination: destination.to_owned(),
                 missing: Missing::File,
                 field: "image".to_owned(),
@@ -249,7 +182,7 @@ impl Root {
             .doing(|| format!("mounting {path} in the container"))
     }
 
-    fn attach_volume(&self, plan: &Planned) -> Result<(), AgentError> {
+    fn attach_planned(&self, plan: &Planned) -> Result<(), AgentError> {
         self.rooted()
             .open_or_make(&plan.destination, plan.missing)
             .and_then(|target| fs_mount::attach(&plan.mount, target))
@@ -263,47 +196,5 @@ impl Root {
                     format!("mounting {} in the container: {why}", plan.destination),
                 )
             })
-    }
-
-    fn hide_kernel_files(&self) -> Result<(), AgentError> {
-        for path in MASKED {
-            self.mask(path).doing(|| format!("hiding {path}"))?;
-        }
-        for path in READ_ONLY {
-            self.protect(path)
-                .doing(|| format!("making {path} read-only"))?;
-        }
-        Ok(())
-    }
-
-    fn mask(&self, path: &str) -> Result<(), Errno> {
-        let target = match self.rooted().open(path, OFlags::PATH) {
-            Ok(target) => target,
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-            Err(e) => return Err(e),
-        };
-        let stat = rustix::fs::fstat(&target)?;
-        let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            fs_mount::new("tmpfs", &[("size", "0")], Attr::MOUNT_ATTR_RDONLY)
-                .map_err(|_| Errno::NOMEM)?
-        } else {
-            fs_mount::bind(self.rooted().open("/dev/null", OFlags::PATH)?)?
-        };
-        fs_mount::attach(cover, target)
-    }
-
-    fn protect(&self, path: &str) -> Result<(), Errno> {
-        let target = match self.rooted().open(path, OFlags::PATH) {
-            Ok(target) => target,
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-            Err(e) => return Err(e),
-        };
-        let bound = fs_mount::bind(&target)?;
-        let flags = Attr::MOUNT_ATTR_RDONLY
-            | Attr::MOUNT_ATTR_NOSUID
-            | Attr::MOUNT_ATTR_NODEV
-            | Attr::MOUNT_ATTR_NOEXEC;
-        mount_attr::add(&bound, flags, true)?;
-        fs_mount::attach(bound, target)
     }
 }

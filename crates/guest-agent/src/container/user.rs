@@ -135,7 +135,9 @@ fn resolve_in(user: &User, passwd_text: &str, group_text: &str) -> Result<Identi
         _ => entry.as_ref().map_or(0, |p| p.gid),
     };
     let mut supplementary = Vec::new();
-    if let Some(entry) = &entry {
+    if let Some(entry) = &entry
+        && !user.strict_groups
+    {
         supplementary.extend(
             groups(group_text)
                 .filter(|g| g.members.split(',').any(|m| m == entry.name))
@@ -234,6 +236,18 @@ mod tests {
             ..user
         };
         assert_eq!(resolve_in(&user, PASSWD, GROUP).unwrap().gid, 3);
+    }
+
+    #[test]
+    fn strict_groups_are_the_requests_alone() {
+        let user = User {
+            name: "app".to_owned(),
+            additional_gids: vec![5],
+            strict_groups: true,
+            ..User::default()
+        };
+        let got = resolve_in(&user, PASSWD, GROUP).unwrap();
+        assert_eq!(got, identity(1000, 1001, &[5], "/home/app"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub(crate) mod link;
 pub(crate) mod mount_attr;
 pub(crate) mod process;
 pub(crate) mod quota;
+pub(crate) mod seccomp;
 
 use rustix::io::Errno;
 

@@ -9,10 +9,25 @@ use std::os::fd::{AsFd, AsRawFd};
 /// Adds `flags` to the mount that `mount` refers to (of itself, an O_PATH
 /// descriptor of its root, or a detached one), and below it where `recursive`.
 pub(crate) fn add(mount: impl AsFd, flags: MountAttrFlags, recursive: bool) -> Result<(), Errno> {
+    set(mount, flags, 0, recursive)
+}
+
+/// What is mounted on other copies of the mount (and of those below it, where
+/// `recursive`) no longer appears in it.
+pub(crate) fn make_private(mount: impl AsFd, recursive: bool) -> Result<(), Errno> {
+    set(mount, MountAttrFlags::empty(), libc::MS_PRIVATE, recursive)
+}
+
+fn set(
+    mount: impl AsFd,
+    flags: MountAttrFlags,
+    propagation: u64,
+    recursive: bool,
+) -> Result<(), Errno> {
     let attr = libc::mount_attr {
         attr_set: flags.bits().into(),
         attr_clr: 0,
-        propagation: 0,
+        propagation,
         userns_fd: 0,
     };
     let mut at = libc::AT_EMPTY_PATH;
