@@ -2,6 +2,7 @@
 
 use crate::error::SandboxError;
 use crate::spec::Engine;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vm_launcher::Launcher;
@@ -32,6 +33,8 @@ pub struct Config {
     pub scratch_mib: u64,
     /// Largest size of a kernel log in bytes; 0: the VMM's default.
     pub kernel_log_limit: u64,
+    /// Most sandboxes that are made at a time; others wait their turn. 0 is 1.
+    pub max_parallel_boots: usize,
     /// Limits of waiting.
     pub timeouts: Timeouts,
 }
@@ -69,7 +72,7 @@ impl Default for Timeouts {
 
 impl Config {
     /// Settings with the defaults: a 10 GiB sparse scratch disk, no addition to
-    /// the command line.
+    /// the command line, twice as many boots at a time as there are CPUs.
     pub fn new(
         root: impl Into<PathBuf>,
         run: impl Into<PathBuf>,
@@ -88,6 +91,7 @@ impl Config {
             extra_cmdline: String::new(),
             scratch_mib: 10 << 10,
             kernel_log_limit: 0,
+            max_parallel_boots: parallel_boots(),
             timeouts: Timeouts::default(),
         }
     }
@@ -112,6 +116,12 @@ impl Config {
         check_run_dir(&self.run)?;
         Ok(self)
     }
+}
+
+/// Twice as many as there are CPUs: a boot also waits, but more at once would
+/// only make the first ones late.
+fn parallel_boots() -> usize {
+    2 * std::thread::available_parallelism().map_or(2, NonZero::get)
 }
 
 fn check_run_dir(run: &Path) -> Result<(), SandboxError> {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use vm_launcher::Code;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +100,8 @@ pub enum SandboxError {
         id: String,
         /// What was tried.
         what: &'static str,
+        /// What kind of fault it is.
+        code: Code,
         /// What the agent said, its remedy included.
         message: String,
     },

@@ -70,6 +70,8 @@ pub use spec::{
 };
 
 pub use stats::{ContainerStats, GuestTotals, SandboxStats};
+/// What kind of fault the guest's agent says it is.
+pub use vm_launcher::Code as GuestCode;
 pub use vm_launcher::HostUsage;
 
 use events::EventHub;
@@ -82,7 +84,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 
 /// Version of both records' layout.
 const RECORD_VERSION: u32 = 1;
@@ -101,6 +103,8 @@ pub(crate) struct Inner {
     pub(crate) containers: Table<Container>,
     pub(crate) registry: Registry,
     pub(crate) events: EventHub,
+    /// A permit a sandbox while it is made, in the order of the requests.
+    pub(crate) boots: Semaphore,
 }
 
 impl Inner {
@@ -157,6 +161,16 @@ async fn detached<T: Send + 'static>(
         .unwrap_or_else(|_| Err(SandboxError::TaskDied(id.to_owned())))
 }
 
+/// Does work that may wait for a disk, on a thread where waiting is no harm.
+async fn blocking<T: Send + 'static>(
+    id: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, SandboxError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| SandboxError::TaskDied(id.to_owned()))
+}
+
 /// A new id: 32 hexadecimal digits from the system's generator.
 pub fn new_id() -> String {
     use std::fmt::Write as _;
@@ -183,6 +197,7 @@ impl Sandboxes {
         images: ImageStore,
     ) -> Result<Self, SandboxError> {
         let config = config.prepare()?;
+        let boots = config.max_parallel_boots.clamp(1, Semaphore::MAX_PERMITS);
         let inner = Arc::new(Inner {
             config,
             images: Images::new(images),
@@ -190,6 +205,7 @@ impl Sandboxes {
             containers: state.table("containers", RECORD_VERSION),
             registry: Registry::default(),
             events: EventHub::new(),
+            boots: Semaphore::new(boots),
         });
         recover::recover(&inner).await?;
         Ok(Self { inner })
@@ -200,7 +216,8 @@ impl Sandboxes {
         &self.inner.config
     }
 
-    /// Makes a sandbox and returns it Ready. If it fails nothing of it stays; its
+    /// Makes a sandbox and returns it Ready; where many are asked for at once, a
+    /// few are made at a time, in the order of the calls. If it fails nothing of it stays; its
     /// id and name are free again.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::watch;
+use vm_launcher::Code;
 use wire::WireError;
 
 /// How long after a connection broke its VM may be found dead.
@@ -136,6 +137,20 @@ impl Live {
         }
     }
 
+    /// An error of a VMM that died at it: its death says more.
+    pub(crate) async fn or_death<T>(
+        &self,
+        result: Result<T, SandboxError>,
+    ) -> Result<T, SandboxError> {
+        let Err(SandboxError::Vmm { .. }) = result else {
+            return result;
+        };
+        match tokio::time::timeout(DEATH_PATIENCE, self.died()).await {
+            Ok(cause) => Err(self.dead(cause)),
+            Err(_) => result,
+        }
+    }
+
     async fn connected(&self) -> Result<Arc<GuestClient>, GuestError> {
         let mut guest = self.guest.subscribe();
         let found = guest.wait_for(Option::is_some).await;
@@ -153,6 +168,10 @@ impl Live {
             error => SandboxError::Guest {
                 id: self.id.clone(),
                 what,
+                code: match error {
+                    GuestError::Refused { code, .. } => *code,
+                    _ => Code::Unavailable,
+                },
                 message: chain(error),
             },
         }
@@ -161,5 +180,62 @@ impl Live {
     /// An answer of the wrong kind.
     pub(crate) fn wrong_answer(&self, what: &'static str) -> SandboxError {
         self.failed(what, &GuestError::WrongAnswer)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A VM whose process is the test itself, which never ends.
+    pub(crate) fn live() -> Arc<Live> {
+        let here = std::env::current_dir().unwrap();
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let fields = stat.rsplit_once(") ").unwrap().1;
+        let started = fields.split(' ').nth(19).unwrap().parse().unwrap();
+        let process = Process::adopt(&here, std::process::id(), started).unwrap();
+        let paths = Paths {
+            state: here.join("nowhere"),
+            run: here.join("nowhere"),
+        };
+        let vmm = Vmm::new("s", &paths);
+        Arc::new(Live::new("s", process, vmm, paths))
+    }
+
+    #[tokio::test]
+    async fn call_under_way_ends_with_the_vm_and_tells_its_cause() {
+        let live = live();
+        let dying = Arc::clone(&live);
+        let work = live.within("wait", Duration::from_secs(600), async {
+            dying.set_died("it was hit".into());
+            std::future::pending::<Result<(), GuestError>>().await
+        });
+        let error = work.await.unwrap_err();
+        let SandboxError::VmDied { cause, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(cause, "it was hit");
+    }
+
+    #[tokio::test]
+    async fn silent_guest_is_waited_for_to_the_calls_own_limit() {
+        let call = Call::ListContainers(Default::default());
+        let limit = Duration::from_millis(10);
+        let error = live().call_within("list", call, limit).await.unwrap_err();
+        assert!(
+            matches!(error, SandboxError::AgentTimeout { .. }),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn broken_connection_of_a_vm_that_dies_then_is_its_death() {
+        let live = live();
+        let (told, ()) = tokio::join!(live.explain("wait", GuestError::Lost), async {
+            live.set_died("it was hit".into());
+        });
+        assert!(matches!(told, SandboxError::VmDied { .. }), "{told}");
+        let alive = tests::live().explain("wait", GuestError::Lost).await;
+        assert!(matches!(alive, SandboxError::Guest { .. }), "{alive}");
     }
 }

@@ -40,6 +40,12 @@ fn vmms() -> Vec<Found> {
         .collect()
 }
 
+/// [`vmms`], on a thread that may wait: a process that hangs can hold up who
+/// reads its command line.
+async fn all_vmms() -> Vec<Found> {
+    tokio::task::spawn_blocking(vmms).await.unwrap_or_default()
+}
+
 /// Whether a command line is a VMM's.
 fn is_vmm(line: &[u8]) -> bool {
     let program = line.split(|b| *b == 0).next().unwrap_or_default();
@@ -56,7 +62,7 @@ fn without_mark(dir: PathBuf) -> PathBuf {
 
 /// Ends every VMM whose directory is `dir`.
 pub(crate) async fn end_vmms_of(dir: &Path, limit: Duration) {
-    for found in vmms() {
+    for found in all_vmms().await {
         if found.dir == dir {
             end(&found, limit).await;
         }
@@ -69,7 +75,7 @@ async fn end(found: &Found, limit: Duration) {
     let Some(Ok(process)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
         return;
     };
-    if !vmms().contains(found) {
+    if !all_vmms().await.contains(found) {
         return;
     }
     let _ = pidfd_send_signal(&process, Signal::KILL);
@@ -85,7 +91,7 @@ async fn end(found: &Found, limit: Duration) {
 /// name is none of `known`.
 pub(crate) async fn sweep(root: &Path, run: &Path, known: &BTreeSet<String>, limit: Duration) {
     let ours = run.join("pods");
-    for found in vmms() {
+    for found in all_vmms().await {
         let stray = found.dir.parent() == Some(&ours)
             && found
                 .dir
@@ -101,7 +107,7 @@ pub(crate) async fn sweep(root: &Path, run: &Path, known: &BTreeSet<String>, lim
         for name in stray_names(&dir, known) {
             let path = dir.join(name);
             tracing::warn!(path = %path.display(), "removing a directory of no sandbox");
-            if let Err(error) = crate::undo::remove_dir(&path) {
+            if let Err(error) = crate::undo::remove_dir_now(&path) {
                 tracing::warn!(%error, "it stays");
             }
         }

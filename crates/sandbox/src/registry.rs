@@ -22,6 +22,8 @@ pub(crate) struct Entry {
     pub(crate) operation: tokio::sync::Mutex<()>,
     /// `true` once a stop or removal was asked for: what makes the sandbox gives up.
     pub(crate) cancel: watch::Sender<bool>,
+    /// Held while the sandbox's limits are changed.
+    pub(crate) updating: tokio::sync::Mutex<()>,
     containers: Mutex<BTreeMap<String, Arc<ContainerEntry>>>,
     /// Images in the VM, by id.
     pub(crate) images: tokio::sync::Mutex<HashMap<String, Extent>>,
@@ -54,6 +56,7 @@ impl Entry {
             record,
             operation: tokio::sync::Mutex::new(()),
             cancel: watch::Sender::new(false),
+            updating: tokio::sync::Mutex::new(()),
             containers: Mutex::default(),
             images: tokio::sync::Mutex::default(),
             live: Mutex::default(),

@@ -72,6 +72,11 @@ pub(crate) async fn make(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<Sandb
 }
 
 async fn try_make(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), SandboxError> {
+    // Fair: whoever asked first is made first.
+    let _turn = tokio::select! {
+        turn = inner.boots.acquire() => turn,
+        error = cancelled(entry) => return Err(error),
+    };
     make_files(inner, entry).await?;
     check_cancelled(entry)?;
     let clock = Stopwatch::start();
@@ -152,23 +157,24 @@ async fn make_files(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), Sandbo
         .record
         .update(|sandbox| sandbox.steps.extend(steps))
         .await?;
-    make_dir(&paths.state)?;
-    make_dir(&paths.run)?;
+    let (state, run) = (paths.state.clone(), paths.run.clone());
+    crate::blocking(&entry.id, move || {
+        make_dir(&state).and_then(|()| make_dir(&run))
+    })
+    .await??;
     let clock = Stopwatch::start();
     let size = entry
         .record
         .read(|s| s.spec.scratch_mib)
         .unwrap_or(inner.config.scratch_mib);
     let (root, target) = (inner.config.root.clone(), paths.scratch());
-    tokio::task::spawn_blocking(move || scratch::make(&root, size, &target))
-        .await
-        .map_err(|_| SandboxError::TaskDied(entry.id.clone()))??;
+    crate::blocking(&entry.id, move || scratch::make(&root, size, &target)).await??;
     add_stages(entry, [clock.stage(stages::SCRATCH)]).await
 }
 
 fn make_dir(path: &Path) -> Result<(), SandboxError> {
     // What lies there belongs to no record: nobody else has this id.
-    undo::remove_dir(path)?;
+    undo::remove_dir_now(path)?;
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -216,11 +222,18 @@ async fn boot(
     let request = entry
         .record
         .read(|s| vm_plan::boot_request(&s.spec, s.engine, config));
-    let kernel = open_read("cannot open the guest kernel", &config.kernel)?;
-    let initramfs = open_read("cannot open the guest initramfs", &config.initramfs)?;
-    let log = open_append(&live.paths.kernel_log())?;
+    let (kernel, initramfs) = (config.kernel.clone(), config.initramfs.clone());
+    let log = live.paths.kernel_log();
+    let open = move || -> Result<_, SandboxError> {
+        Ok((
+            open_read("cannot open the guest kernel", &kernel)?,
+            open_read("cannot open the guest initramfs", &initramfs)?,
+            open_append(&log)?,
+        ))
+    };
+    let (kernel, initramfs, log) = crate::blocking(&entry.id, open).await??;
     let booted = live.vmm.boot(request, kernel, initramfs, log).await;
-    let booted = or_death(live, booted).await?;
+    let booted = live.or_death(booted).await?;
     // For people and measurements only: no fault if it cannot be had.
     if let Ok(state) = live.vmm.state().await {
         entry
@@ -231,30 +244,18 @@ async fn boot(
     Ok(booted)
 }
 
-/// An error of a VMM that died at it: its death says more.
-async fn or_death<T>(live: &Live, result: Result<T, SandboxError>) -> Result<T, SandboxError> {
-    let Err(SandboxError::Vmm { id, what, message }) = result else {
-        return result;
-    };
-    let patience = Duration::from_millis(300);
-    match tokio::time::timeout(patience, live.died()).await {
-        Ok(cause) => Err(SandboxError::VmDied { id, cause }),
-        Err(_) => Err(SandboxError::Vmm { id, what, message }),
-    }
-}
-
 async fn attach_scratch(entry: &Entry, live: &Live) -> Result<Extent, SandboxError> {
     let path = live.paths.scratch();
-    let file = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .map_err(|e| SandboxError::file("cannot open", &path, e))?;
+    let open = move || {
+        let opened = std::fs::File::options().read(true).write(true).open(&path);
+        opened.map_err(|e| SandboxError::file("cannot open", &path, e))
+    };
+    let file = crate::blocking(&entry.id, open).await??;
     let extent = live
         .vmm
         .attach_disk(SCRATCH_EXTENT, Bay::Writable, file)
         .await;
-    let extent = or_death(live, extent).await?;
+    let extent = live.or_death(extent).await?;
     check_cancelled(entry)?;
     Ok(extent)
 }
@@ -273,6 +274,7 @@ async fn reach_agent(
             Ok(result) => result.map_err(|error| SandboxError::Guest {
                 id: entry.id.clone(),
                 what: "greet",
+                code: vm_launcher::Code::Unavailable,
                 message: crate::error::chain(&error),
             }),
             Err(_) => Err(SandboxError::AgentTimeout {

@@ -135,16 +135,14 @@ async fn measure(entry: &Entry, live: &Arc<Live>) -> Result<(HostUsage, u64), Sa
     let vmm_pid = live.process.pid();
     let engine_pid = entry.record.read(|s| s.engine_pid);
     let scratch = live.paths.scratch();
-    let measured = tokio::task::spawn_blocking(move || {
+    crate::blocking(&entry.id, move || {
         let cgroup = vmm::cgroup(&id);
         let engine_pid = (engine_pid != 0).then_some(engine_pid);
         let host = vm_launcher::host_usage(vmm_pid, engine_pid, cgroup.as_ref());
         let scratch = std::fs::metadata(scratch).map_or(0, |meta| meta.blocks() * STAT_BLOCK);
         (host, scratch)
-    });
-    measured
-        .await
-        .map_err(|_| SandboxError::TaskDied(entry.id.clone()))
+    })
+    .await
 }
 
 #[cfg(test)]

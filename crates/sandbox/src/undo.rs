@@ -8,7 +8,7 @@ use crate::record::{NotReadyReason, SandboxState, Step};
 use crate::registry::Entry;
 use crate::{Inner, death, orphans};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What is left of a sandbox after an undo.
@@ -54,9 +54,13 @@ async fn undo_step(
 ) -> Result<(), SandboxError> {
     let paths = inner.config.paths(&entry.id);
     match step {
-        Step::StateDir => remove_dir(&paths.state),
-        Step::RunDir => remove_dir(&paths.run),
-        Step::Scratch => remove_file(&paths.scratch()),
+        Step::StateDir => remove_dir(&entry.id, paths.state).await,
+        Step::RunDir => remove_dir(&entry.id, paths.run).await,
+        // Freeing the blocks of a large disk takes its time.
+        Step::Scratch => {
+            let scratch = paths.scratch();
+            crate::blocking(&entry.id, move || remove_file(&scratch)).await?
+        }
         Step::Vmm(_) => {
             let live = entry.live();
             if let Some(live) = &live {
@@ -112,13 +116,17 @@ pub(crate) async fn abandon(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &Sand
     }
 }
 
-/// Removes a directory and all below it; a missing one is no fault.
-pub(crate) fn remove_dir(path: &Path) -> Result<(), SandboxError> {
+async fn remove_dir(id: &str, path: PathBuf) -> Result<(), SandboxError> {
+    crate::blocking(id, move || remove_dir_now(&path)).await?
+}
+
+/// Removes a directory and all below it; a missing one is no fault. Blocks.
+pub(crate) fn remove_dir_now(path: &Path) -> Result<(), SandboxError> {
     absent_is_fine(std::fs::remove_dir_all(path), path)
 }
 
-/// Removes a file; a missing one is no fault.
-pub(crate) fn remove_file(path: &Path) -> Result<(), SandboxError> {
+/// Removes a file; a missing one is no fault. Blocks.
+fn remove_file(path: &Path) -> Result<(), SandboxError> {
     absent_is_fine(std::fs::remove_file(path), path)
 }
 

@@ -41,7 +41,7 @@ pub(crate) async fn sandbox(
     limits: ResourceSpec,
 ) -> Result<(), SandboxError> {
     vm_plan::check_resources(&limits)?;
-    let _operation = entry.operation.lock().await;
+    let _turn = entry.updating.lock().await;
     let live = entry.require_live()?;
     let state = entry.record.read(|s| s.state);
     if state != SandboxState::Ready {

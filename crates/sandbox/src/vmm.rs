@@ -91,13 +91,13 @@ impl Vmm {
         paths: &Paths,
     ) -> Result<(Self, Process), SandboxError> {
         let vmm = Self::new(id, paths);
-        let log = open_append(&paths.vmm_log())?;
-        let (launcher, dir) = (launcher.clone(), paths.run.clone());
-        let cgroup = cgroup(id);
+        let (launcher, dir, log) = (launcher.clone(), paths.run.clone(), paths.vmm_log());
+        let group = id.to_owned();
         let process = vmm
             .blocking("be started", move || {
+                let log = open_append(&log).map_err(|error| chain(&error))?;
                 launcher
-                    .spawn(&dir, log, cgroup.as_ref())
+                    .spawn(&dir, log, cgroup(&group).as_ref())
                     .map_err(|error| chain(&error))
             })
             .await?;
@@ -235,17 +235,15 @@ pub(crate) fn open_append(path: &Path) -> Result<File, SandboxError> {
 }
 
 /// A container's log file, made if it or its directory is missing.
-pub(crate) async fn open_log(path: PathBuf) -> Result<File, SandboxError> {
-    let name = path.display().to_string();
+pub(crate) async fn open_log(id: &str, path: PathBuf) -> Result<File, SandboxError> {
+    // The caller's directory may lie on a disk that hangs.
     let open = move || {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(|e| SandboxError::file("cannot make", dir, e))?;
         }
         open_append(&path)
     };
-    // The caller's directory may lie on a disk that hangs.
-    let opened = tokio::task::spawn_blocking(open).await;
-    opened.map_err(|_| SandboxError::TaskDied(name))?
+    crate::blocking(id, open).await?
 }
 
 /// The cgroup of a sandbox's VMM, where the host has any.

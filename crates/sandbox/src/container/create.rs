@@ -151,7 +151,8 @@ async fn attach_image(
         return Ok(extent.clone());
     }
     let file = inner.images.open(image).await?;
-    let extent = live.vmm.attach_disk(&name, Bay::ReadOnly, file).await?;
+    let attached = live.vmm.attach_disk(&name, Bay::ReadOnly, file).await;
+    let extent = live.or_death(attached).await?;
     images.insert(name, extent.clone());
     Ok(extent)
 }

@@ -18,6 +18,7 @@ pub(crate) async fn reopen(entry: &Entry, item: &ContainerEntry) -> Result<(), S
     let (path, terminal) = item
         .record
         .read(|c| (c.spec.log_path.clone(), c.spec.process.terminal));
-    let log = open_log(path).await?;
-    live.vmm.attach_log(&item.id, terminal, log).await
+    let log = open_log(&item.id, path).await?;
+    let switched = live.vmm.attach_log(&item.id, terminal, log).await;
+    live.or_death(switched).await
 }

@@ -26,9 +26,10 @@ pub(crate) async fn start(
         .read(|c| (c.spec.log_path.clone(), c.spec.process.terminal));
 
     let clock = Stopwatch::start();
-    let log = open_log(log_path).await?;
-    item.record.update(|c| c.steps.push(Step::Log)).await?;
-    live.vmm.attach_log(&item.id, terminal, log).await?;
+    let log = open_log(&item.id, log_path).await?;
+    item.record.update(|c| c.add_step(Step::Log)).await?;
+    let attached = live.vmm.attach_log(&item.id, terminal, log).await;
+    live.or_death(attached).await?;
     let attached = clock.stage(stages::LOG_ATTACH);
 
     let clock = Stopwatch::start();

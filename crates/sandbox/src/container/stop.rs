@@ -52,6 +52,7 @@ pub(crate) async fn stop(
     Err(SandboxError::Guest {
         id: item.id.clone(),
         what: "end the container",
+        code: vm_launcher::Code::Internal,
         message: format!("it did not end within {} s after SIGKILL", limit.as_secs()),
     })
 }

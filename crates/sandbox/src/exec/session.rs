@@ -108,3 +108,143 @@ async fn write(
 async fn send(writer: &mut ExecWriter, kind: In) -> Result<(), GuestError> {
     writer.send(&Frame { kind: Some(kind) }).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::TerminalSize;
+    use crate::guest::fake_agent::FakeAgent;
+    use crate::live::tests::live;
+    use guest_api::proto::{ExecOutput as Said, ExecRequest, ExecStarted, ExitStatus};
+
+    async fn session(live: &Arc<Live>) -> (ExecSession, FakeAgent) {
+        let (ours, mut agent) = FakeAgent::pair().await;
+        let started = async {
+            agent.hello().await;
+            let _: ExecRequest = agent.next().await;
+            say(&mut agent, Out::Started(ExecStarted { pid: 1 })).await;
+        };
+        let (stream, ()) = tokio::join!(ExecStream::start(ours, ExecRequest::default()), started);
+        (
+            spawn(Arc::clone(live), "run a command", stream.unwrap()),
+            agent,
+        )
+    }
+
+    async fn say(agent: &mut FakeAgent, kind: Out) {
+        agent.send(&Said { kind: Some(kind) }).await;
+    }
+
+    async fn heard(agent: &mut FakeAgent) -> Option<In> {
+        agent.next_or_end::<Frame>().await.map(|f| f.kind.unwrap())
+    }
+
+    #[tokio::test]
+    async fn output_comes_in_order_and_the_exit_last() {
+        let (mut session, mut agent) = session(&live()).await;
+        say(&mut agent, Out::Stdout(b"a".to_vec())).await;
+        say(&mut agent, Out::Stderr(b"b".to_vec())).await;
+        let exit = ExitStatus {
+            code: 256 + 143,
+            signal: 15,
+            ..ExitStatus::default()
+        };
+        say(&mut agent, Out::Exited(exit)).await;
+        let mut got = Vec::new();
+        while let Some(output) = session.output.recv().await {
+            got.push(output.unwrap());
+        }
+        let exit = ExecExit {
+            code: 143,
+            signal: 15,
+        };
+        let expected = [
+            ExecOutput::Stdout(b"a".to_vec()),
+            ExecOutput::Stderr(b"b".to_vec()),
+            ExecOutput::Exited(exit),
+        ];
+        assert_eq!(got, expected);
+        // And the connection with it.
+        assert_eq!(heard(&mut agent).await, None);
+    }
+
+    #[tokio::test]
+    async fn input_goes_in_pieces_and_ends_with_its_sender() {
+        let (session, mut agent) = session(&live()).await;
+        let input = session.input;
+        input
+            .send(ExecInput::Stdin(vec![7; CHUNK + 1]))
+            .await
+            .unwrap();
+        let size = TerminalSize {
+            columns: 80,
+            rows: 25,
+        };
+        input.send(ExecInput::Resize(size)).await.unwrap();
+        input.send(ExecInput::Signal(2)).await.unwrap();
+        drop(input);
+        assert_eq!(heard(&mut agent).await, Some(In::Stdin(vec![7; CHUNK])));
+        assert_eq!(heard(&mut agent).await, Some(In::Stdin(vec![7])));
+        assert_eq!(heard(&mut agent).await, Some(In::Resize(size.into())));
+        assert_eq!(heard(&mut agent).await, Some(In::Signal(2)));
+        assert_eq!(heard(&mut agent).await, Some(In::StdinClosed(true)));
+    }
+
+    #[tokio::test]
+    async fn caller_that_goes_away_ends_the_connection_also_while_output_waits() {
+        let (mut session, mut agent) = session(&live()).await;
+        for _ in 0..BACKLOG + 2 {
+            say(&mut agent, Out::Stdout(vec![0; 1000])).await;
+        }
+        session.output.recv().await.unwrap().unwrap();
+        drop(session.output);
+        assert_eq!(heard(&mut agent).await, None);
+    }
+
+    #[tokio::test]
+    async fn output_that_nobody_takes_makes_the_guest_wait() {
+        let (mut session, agent) = session(&live()).await;
+        let said = BACKLOG * 100;
+        let speaker = tokio::spawn(async move {
+            let mut agent = agent;
+            for n in 0..said {
+                say(
+                    &mut agent,
+                    Out::Stdout(vec![u8::try_from(n % 251).unwrap(); 60_000]),
+                )
+                .await;
+            }
+            agent
+        });
+        // Nothing is lost of what waited.
+        for n in 0..said {
+            let Some(Ok(ExecOutput::Stdout(bytes))) = session.output.recv().await else {
+                panic!("output {n} is missing");
+            };
+            assert_eq!(usize::from(bytes[0]), n % 251);
+            assert!(session.output.len() <= BACKLOG);
+        }
+        drop(speaker.await.unwrap());
+        assert!(session.output.recv().await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn death_of_the_vm_is_told_at_once() {
+        let live = live();
+        let (mut session, _agent) = session(&live).await;
+        live.set_died("the guest kernel panicked".into());
+        let Some(Err(SandboxError::VmDied { cause, .. })) = session.output.recv().await else {
+            panic!("not told");
+        };
+        assert_eq!(cause, "the guest kernel panicked");
+        assert!(session.output.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn lost_connection_is_an_error() {
+        let (mut session, agent) = session(&live()).await;
+        drop(agent);
+        let error = session.output.recv().await.unwrap().unwrap_err();
+        assert!(matches!(error, SandboxError::Guest { .. }), "{error}");
+    }
+}

@@ -267,6 +267,7 @@ async fn write_task(mut writer: OwnedWriteHalf, mut queued: mpsc::Receiver<Vec<u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::fake_agent::FakeAgent;
     use guest_api::proto::{
         ContainerExited, ListContainersRequest, ListContainersResponse, SubscribeRequest,
         SubscribeResponse, event,
@@ -274,48 +275,15 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(20);
 
-    /// The agent's end of a connection.
-    struct Agent {
-        stream: UnixStream,
-        decoder: FrameDecoder,
-    }
-
-    impl Agent {
-        async fn next<M: prost_message::Message>(&mut self) -> M {
-            loop {
-                if let Some(message) = self.decoder.next_message().unwrap() {
-                    return message;
-                }
-                assert!(fill(&mut self.stream, &mut self.decoder).await.unwrap());
-            }
-        }
-
-        async fn send(&mut self, kind: Kind) {
-            let message = ServerMessage { kind: Some(kind) };
-            self.stream
-                .write_all(&wire::encode(&message).unwrap())
-                .await
-                .unwrap();
-        }
-    }
-
-    /// What `FrameDecoder` asks of a message.
-    mod prost_message {
-        pub(super) trait Message: prost::Message + Default {}
-        impl<M: prost::Message + Default> Message for M {}
-    }
-
-    async fn pair() -> (GuestClient, mpsc::Receiver<Event>, Agent) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut agent = Agent {
-            stream: theirs,
-            decoder: FrameDecoder::default(),
-        };
-        let hello = wire::encode(&wire::hello("agent")).unwrap();
-        agent.stream.write_all(&hello).await.unwrap();
+    async fn pair() -> (GuestClient, mpsc::Receiver<Event>, FakeAgent) {
+        let (ours, mut agent) = FakeAgent::pair().await;
         let (client, events) = GuestClient::greet(ours).await.unwrap();
-        let _: wire::proto::Hello = agent.next().await;
+        agent.hello().await;
         (client, events, agent)
+    }
+
+    async fn say(agent: &mut FakeAgent, kind: Kind) {
+        agent.send(&ServerMessage { kind: Some(kind) }).await;
     }
 
     fn list() -> Call {
@@ -339,7 +307,7 @@ mod tests {
                     id: message.id,
                     result: Some(result),
                 };
-                agent.send(Kind::Response(response)).await;
+                say(&mut agent, Kind::Response(response)).await;
             }
             agent
         });
@@ -361,7 +329,7 @@ mod tests {
             seq: 1,
             kind: Some(event::Kind::Exited(exited)),
         };
-        agent.send(Kind::Event(event.clone())).await;
+        say(&mut agent, Kind::Event(event.clone())).await;
         assert_eq!(events.recv().await, Some(event));
         drop(agent);
         assert!(matches!(
@@ -394,12 +362,11 @@ mod tests {
                 remedy: "check it".into(),
             };
             let result = Some(response::Result::Error(error));
-            agent
-                .send(Kind::Response(Response {
-                    id: message.id,
-                    result,
-                }))
-                .await;
+            let response = Response {
+                id: message.id,
+                result,
+            };
+            say(&mut agent, Kind::Response(response)).await;
         });
         let refused = client.call(list(), LIMIT).await.unwrap_err();
         assert_eq!(refused.to_string(), "args[0]: no [31m file; check it");

@@ -37,7 +37,10 @@ impl ExecStream {
     }
 
     /// The same, on a stream that reached the agent.
-    async fn start(mut stream: UnixStream, request: ExecRequest) -> Result<Self, GuestError> {
+    pub(crate) async fn start(
+        mut stream: UnixStream,
+        request: ExecRequest,
+    ) -> Result<Self, GuestError> {
         let decoder = greet(&mut stream).await?;
         let (stream, writer) = stream.into_split();
         let mut exec = Self {
@@ -83,5 +86,51 @@ impl ExecWriter {
         let frame = wire::encode(input)?;
         self.0.write_all(&frame).await.map_err(WireError::from)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::fake_agent::FakeAgent;
+    use guest_api::proto::ExecStarted;
+
+    async fn answered(kind: Option<Kind>) -> Result<ExecStream, GuestError> {
+        let (ours, mut agent) = FakeAgent::pair().await;
+        let request = ExecRequest {
+            args: vec!["true".into()],
+            ..ExecRequest::default()
+        };
+        let served = async {
+            agent.hello().await;
+            let request: ExecRequest = agent.next().await;
+            assert_eq!(request.args, ["true"]);
+            if kind.is_some() {
+                agent.send(&ExecOutput { kind }).await;
+            }
+            drop(agent);
+        };
+        tokio::join!(ExecStream::start(ours, request), served).0
+    }
+
+    #[tokio::test]
+    async fn command_runs_once_the_agent_says_so() {
+        let started = Kind::Started(ExecStarted { pid: 7 });
+        let mut exec = answered(Some(started)).await.unwrap();
+        assert!(matches!(exec.reader.next().await, Err(GuestError::Lost)));
+    }
+
+    #[tokio::test]
+    async fn refusal_silence_and_a_wrong_first_word_are_errors() {
+        let refusal = wire::proto::Error {
+            code: wire::proto::error::Code::NotFound.into(),
+            message: "no such program".into(),
+            ..Default::default()
+        };
+        let refused = answered(Some(Kind::Error(refusal))).await.unwrap_err();
+        assert!(refused.to_string().contains("no such program"), "{refused}");
+        assert!(matches!(answered(None).await, Err(GuestError::Lost)));
+        let early = answered(Some(Kind::Stdout(vec![1]))).await;
+        assert!(matches!(early, Err(GuestError::WrongAnswer)));
     }
 }

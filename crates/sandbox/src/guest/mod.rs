@@ -4,6 +4,8 @@
 
 mod client;
 mod exec;
+#[cfg(test)]
+pub(crate) mod fake_agent;
 mod vsock;
 
 pub(crate) use client::{GuestClient, GuestError, printable};
