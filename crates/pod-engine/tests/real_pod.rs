@@ -268,6 +268,33 @@ async fn pod_restarts_stops_and_dies_with_its_vm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pod_tells_how_its_vmm_was_ended() {
+    use rustix::process::Signal;
+    let Some((vmm, guest)) = built() else { return };
+    let node = Node::new(&vmm, &guest).await;
+    for (signal, told) in [
+        (Signal::TERM, "the signal SIGTERM"),
+        (Signal::KILL, "killed or crashed without a record"),
+    ] {
+        let spec = "  restartPolicy: Never\n  containers:\n  - {name: a, image: IMAGE, command: [sleep, '900']}\n";
+        let id = node.run(spec).await;
+        let running = |pod: &Pod| pod.phase == Phase::Running;
+        let pod = node.wait(&id, "running", running).await;
+        let pid = i32::try_from(pod.vm.unwrap().vmm_pid).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+        let pod = node.wait_over(&id).await;
+        let container = &pod.containers[0];
+        assert_eq!(
+            (container.exit_code, container.reason.as_str()),
+            (137, "VmDied")
+        );
+        assert!(container.message.contains(told), "{}", container.message);
+        node.engine.remove(&id, false).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn exit_is_announced_while_children_hold_the_output_open() {
     let Some((vmm, guest)) = built() else { return };
     let node = Node::new(&vmm, &guest).await;
