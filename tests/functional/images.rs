@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("hostile_archives_are_refused_and_leave_nothing", hostile),
     ("image_in_use_is_not_deleted", in_use),
     ("import_reads_standard_input_and_directories", sources),
+    ("docker_save_archive_is_imported_and_run", docker_save),
 ];
 
 fn import(daemon: &Daemon, image: &ImageBuilder) -> anyhow::Result<spherule_tests::Ran> {
@@ -93,7 +94,7 @@ fn hostile() -> anyhow::Result<()> {
 }
 
 /// All paths below a directory, sorted.
-fn tree(dir: &std::path::Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
+pub(crate) fn tree(dir: &std::path::Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
@@ -135,5 +136,27 @@ fn sources() -> anyhow::Result<()> {
     let mut import = daemon.command(["import", "-"]);
     ensure!(import.stdin(std::fs::File::open(path)?).status()?.success());
     ensure!(daemon.cli(["images"])?.ok()?.contains("localhost/other:1"));
+    Ok(())
+}
+
+fn docker_save() -> anyhow::Result<()> {
+    let daemon = Daemon::start()?;
+    let layer = Layer::default()
+        .file("saved", 0o644, b"by docker save")?
+        .into_bytes()?;
+    let image = busybox_image("localhost/saved:1")?.layer(layer, Compression::Gzip);
+    let path = daemon.dir().join("saved.tar");
+    std::fs::write(&path, image.docker_archive()?)?;
+    let shown = daemon
+        .cli(["import", path.to_str().context("plain path")?])?
+        .ok()?;
+    ensure!(shown.contains("localhost/saved:1"), "{shown}");
+    let c = container(
+        "c",
+        "cat /saved; echo",
+        json!({"image": "localhost/saved:1"}),
+    );
+    let out = daemon.run(&pod("saved", &[c], json!({})))?.ok()?;
+    ensure!(out == "[c] by docker save\n", "{out}");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The kvm engine wherever /dev/kvm opens, hardware virtualization or not. One
 //! VM carries several checks: without it, a boot takes many seconds.
 
-use crate::Test;
+use crate::{Test, guest_faults};
 use anyhow::ensure;
 use serde_json::json;
 use spherule_tests::manifest::{container, pod};
@@ -9,6 +9,8 @@ use spherule_tests::{Daemon, DaemonOptions, checkout, machine};
 
 pub(crate) const TESTS: &[Test] = &[
     ("hello_says_hello_and_ends_well", hello),
+    ("both_engines_give_the_same_output", same_output),
+    ("kernel_that_only_spins_fails_the_pod", spinning_kernel),
     ("two_vcpus_blocks_vsock_and_exit_code", one_pod),
 ];
 
@@ -64,4 +66,27 @@ fn one_pod() -> anyhow::Result<()> {
         lines[1]
     );
     Ok(())
+}
+
+fn same_output() -> anyhow::Result<()> {
+    if let Some(why) = &machine().no_qemu {
+        eprintln!("not compared: {why}");
+        return Ok(());
+    }
+    let manifest = std::fs::read_to_string(checkout().join("tests/pods/hello.yaml"))?;
+    let daemon = daemon()?;
+    let mut outputs = Vec::new();
+    for (engine, name) in [("kvm", "ENGINE_KVM"), ("qemu", "ENGINE_QEMU")] {
+        outputs.push(daemon.run_with(&manifest, &["--engine", engine])?.ok()?);
+        let pod = daemon.inspect("hello")?;
+        ensure!(pod["engine"] == name, "{pod:#}");
+        daemon.cli(["rm", "hello"])?.ok()?;
+    }
+    ensure!(outputs[0].starts_with("[hello] hello from"), "{outputs:?}");
+    ensure!(outputs[0] == outputs[1], "{outputs:?}");
+    Ok(())
+}
+
+fn spinning_kernel() -> anyhow::Result<()> {
+    guest_faults::spinning_kernel_on("kvm")
 }

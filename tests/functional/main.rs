@@ -4,16 +4,21 @@
 //! its name. Each file holds the tests of one thing.
 
 use libtest_mimic::{Arguments, Trial};
-use spherule_tests::machine;
+use spherule_tests::{lacking, machine};
 use std::process::ExitCode;
 
+mod command_line;
 mod containers;
 mod crash;
+mod engines;
+mod full_disk;
+mod guest_faults;
 mod images;
 mod kvm;
 mod lifecycle;
 mod pods;
 mod refusals;
+mod registry;
 mod shared;
 mod volumes;
 
@@ -30,12 +35,24 @@ fn main() -> ExitCode {
         "kvm" => &machine.no_kvm,
         _ => &machine.no_qemu,
     };
+    let no_registry = no_engine.clone().or(lacking(test_images::REGISTRY));
+    let no_disk = no_engine.clone().or(machine.no_mounts.clone());
+    let no_hiding = machine.no_mounts.clone();
+    let no_kvm_to_show = no_hiding.clone().or(machine.no_kvm.clone());
+    let no_qemu_to_show = no_hiding.clone().or(machine.no_qemu.clone());
     let groups = [
         trials("pods", pods::TESTS, no_engine),
         trials("containers", containers::TESTS, no_engine),
         trials("volumes", volumes::TESTS, no_engine),
         trials("lifecycle", lifecycle::TESTS, no_engine),
         trials("refusals", refusals::TESTS, no_engine),
+        trials("guest_faults", guest_faults::TESTS, no_engine),
+        trials("command_line", command_line::TESTS, no_engine),
+        trials("registry", registry::TESTS, &no_registry),
+        trials("full_disk", full_disk::TESTS, &no_disk),
+        trials("engines", engines::NONE, &no_hiding),
+        trials("engines", engines::ONLY_KVM, &no_kvm_to_show),
+        trials("engines", engines::ONLY_QEMU, &no_qemu_to_show),
         trials("images", images::TESTS, no_engine),
         trials("crash", crash::TESTS, no_engine),
         trials("kvm", kvm::TESTS, &machine.no_kvm),

@@ -24,6 +24,10 @@ pub struct DaemonOptions {
     pub args: Vec<String>,
     /// Import [`IMAGE`] at the start.
     pub image: bool,
+    /// Shell commands that run first, in a mount namespace in which the daemon
+    /// then stays; `$d` is its directory ([`Daemon::dir`]). What they mount goes
+    /// with the last process of the daemon's.
+    pub prepare: Option<String>,
 }
 
 impl Default for DaemonOptions {
@@ -33,6 +37,7 @@ impl Default for DaemonOptions {
             guest: guest_dir(),
             args: Vec::new(),
             image: true,
+            prepare: None,
         }
     }
 }
@@ -85,6 +90,12 @@ impl Daemon {
     /// Room for a test's own files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// A path as the daemon sees it, in a mount namespace of its own or not.
+    pub fn seen(&self, path: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.pid()));
+        root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
     /// Process id of the daemon.
@@ -219,7 +230,20 @@ fn spawn(dir: &Path, options: &DaemonOptions) -> anyhow::Result<Child> {
         .create(true)
         .append(true)
         .open(dir.join("serve.log"))?;
-    Command::new(program("spherule"))
+    let mut command = match &options.prepare {
+        None => Command::new(program("spherule")),
+        Some(script) => {
+            let mut command = Command::new("unshare");
+            command
+                .args(["--mount", "--propagation", "private", "sh", "-ec"])
+                .arg(format!("d=$1; shift; {script}; exec \"$@\""))
+                .arg("sh")
+                .arg(dir)
+                .arg(program("spherule"));
+            command
+        }
+    };
+    command
         .arg("serve")
         .arg("--run")
         .arg(dir.join("run"))

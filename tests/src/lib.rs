@@ -2,12 +2,13 @@
 //! what this machine can do.
 
 mod daemon;
+pub mod guest;
 mod machine;
 pub mod manifest;
 mod output;
 
 pub use daemon::{Daemon, DaemonOptions};
-pub use machine::{Machine, machine};
+pub use machine::{Machine, lacking, machine};
 pub use output::Ran;
 
 use std::path::{Path, PathBuf};

@@ -13,6 +13,8 @@ pub struct Machine {
     pub kvm_is_fast: bool,
     /// Why the qemu engine cannot run here, if so.
     pub no_qemu: Option<String>,
+    /// Why no test can have a mount namespace here, if so.
+    pub no_mounts: Option<String>,
     /// The engine that carries the breadth of the tests, `kvm` or `qemu`.
     pub engine: &'static str,
 }
@@ -41,6 +43,20 @@ fn probe() -> Machine {
         no_kvm: missing("kvm"),
         kvm_is_fast,
         no_qemu: missing("qemu"),
+        no_mounts: no_mounts(),
         engine: if kvm_is_fast { "kvm" } else { "qemu" },
     }
+}
+
+fn no_mounts() -> Option<String> {
+    let tried = Command::new("unshare").args(["--mount", "true"]).output();
+    let could = tried.is_ok_and(|output| output.status.success());
+    (!could).then(|| "unshare --mount is not allowed here".to_owned())
+}
+
+/// Why a test that needs this program cannot run, if it is not installed.
+pub fn lacking(program: &str) -> Option<String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
+    (!found).then(|| format!("{program} is not installed"))
 }

@@ -48,6 +48,10 @@ impl Directories {
         Ok(dirs)
     }
 
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
     }

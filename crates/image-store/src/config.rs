@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::Reference;
+
 /// How images are named, pulled and bounded.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
@@ -13,6 +15,11 @@ pub struct Config {
     /// A directory in the style of containerd's `certs.d`: `HOST[:PORT]/hosts.toml`
     /// says how to reach a registry. Only there can plain HTTP be allowed.
     pub registries_dir: Option<PathBuf>,
+    /// A file in the format of docker's `config.json`, read at each pull: the
+    /// credentials of pulls that bring none.
+    pub credentials_file: Option<PathBuf>,
+    /// Images that whoever tidies the node should keep ([`crate::Image::pinned`]).
+    pub pinned: Vec<Reference>,
     /// Bounds against images that would fill the node.
     pub limits: ImageLimits,
     /// Drop the compressed layers once the image is built. They only serve to

@@ -140,6 +140,46 @@ impl ImageStore {
         Ok(removed)
     }
 
+    /// Removes an image with all its names, by any of them or by its id. One in use
+    /// is [`crate::Image::unwanted`] from now on and goes with its last lease. Of an
+    /// unknown image: nothing.
+    ///
+    /// # Errors
+    /// If the name breaks the rules, or records and files cannot be changed.
+    pub fn forget(&self, name: &str) -> Result<Removed, ImageError> {
+        let changes = self.lock_changes();
+        let Some((id, _)) = self.find(name)? else {
+            return Ok(Removed::default());
+        };
+        let tables = &self.inner.tables;
+        let key = id.to_string();
+        let removed = tables.state.transaction::<_, ImageError>(|tx| {
+            let mut removed = Removed::default();
+            for (name, record) in tx.list(&tables.names)? {
+                if record.image == id {
+                    tx.remove(&tables.names, &name)?;
+                    removed.untagged.push(name);
+                }
+            }
+            if owners(&tx.list(&tables.leases)?, &id).is_empty() {
+                tx.remove(&tables.images, &key)?;
+                removed.deleted = Some(id);
+            } else if let Some(record) = tx.get(&tables.images, &key)? {
+                let record = ImageRecord {
+                    delete_when_free: true,
+                    ..record
+                };
+                tx.put(&tables.images, &key, &record)?;
+            }
+            Ok(removed)
+        })?;
+        drop(changes);
+        if removed.deleted.is_some() {
+            self.gc()?;
+        }
+        Ok(removed)
+    }
+
     /// Removes files that no record needs and no work in progress uses.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! An image as others see it.
 
-use crate::{Digest, ImageConfig, record::ImageRecord};
+use crate::{Config, Digest, ImageConfig, record::ImageRecord};
 
 /// A complete image: verified, unpacked, ready for use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,13 +19,26 @@ pub struct Image {
     pub created_at_ns: i64,
     /// How it wants to be run.
     pub config: ImageConfig,
+    /// The node's configuration asks to keep it ([`crate::Config::pinned`]).
+    pub pinned: bool,
+    /// All its names were removed while it was in use: it goes with its last lease,
+    /// unless it gets a name before.
+    pub unwanted: bool,
 }
 
 impl Image {
-    pub(crate) fn new<'n>(record: ImageRecord, names: impl Iterator<Item = &'n str>) -> Self {
-        let (digests, tags) = names
+    pub(crate) fn new<'n>(
+        record: ImageRecord,
+        names: impl Iterator<Item = &'n str>,
+        config: &Config,
+    ) -> Self {
+        let (digests, tags): (Vec<_>, Vec<_>) = names
             .map(str::to_owned)
             .partition(|name| name.contains('@'));
+        let pinned = config.pinned.iter().any(|pinned| {
+            let key = pinned.normalized(config).key();
+            tags.contains(&key) || digests.contains(&key)
+        });
         Self {
             id: record.id,
             chain_id: record.chain_id,
@@ -34,6 +47,8 @@ impl Image {
             size: record.size,
             created_at_ns: record.created_at_ns,
             config: record.config,
+            pinned,
+            unwanted: record.delete_when_free,
         }
     }
 }
@@ -56,6 +71,6 @@ pub struct Usage {
     pub blob_bytes: u64,
     /// Bytes of file system images, holes not counted.
     pub rootfs_bytes: u64,
-    /// Files of both kinds.
+    /// Files of both kinds, an inode each.
     pub files: u64,
 }

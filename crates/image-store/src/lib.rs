@@ -57,6 +57,8 @@ pub use image::{Image, Removed, Usage};
 pub use import::ArchiveError;
 pub use layer::{LayerError, PathError, SparseError, TarError};
 pub use manifest::{ImageConfig, ManifestError};
-pub use pull::{Credentials, HostsError, Progress, PullError, RegistryError, Status};
+pub use pull::{
+    Credentials, CredentialsFileError, HostsError, Progress, PullError, RegistryError, Status,
+};
 pub use reference::{Reference, ReferenceError};
 pub use store::ImageStore;

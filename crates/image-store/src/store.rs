@@ -6,6 +6,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
+    io::Read,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -137,7 +138,7 @@ impl ImageStore {
             .map(|(_, record)| {
                 let id = record.id;
                 let own = names.iter().filter(|(_, name)| name.image == id);
-                Image::new(record, own.map(|(key, _)| key.as_str()))
+                Image::new(record, own.map(|(key, _)| key.as_str()), &self.inner.config)
             })
             .collect())
     }
@@ -153,6 +154,27 @@ impl ImageStore {
             .ok_or_else(|| ImageError::NotFound {
                 name: image.id.to_string(),
             })
+    }
+
+    /// The image's configuration document, as it came.
+    ///
+    /// # Errors
+    /// If the image was removed meanwhile, or the file cannot be read.
+    pub fn config_document(&self, image: &Image) -> Result<Vec<u8>, ImageError> {
+        let dirs = &self.inner.dirs;
+        let file = dirs.open_file(Kind::Blob, &image.id)?;
+        let mut file = file.ok_or_else(|| ImageError::NotFound {
+            name: image.id.to_string(),
+        })?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)
+            .map_err(ImageError::io("read", &dirs.path(Kind::Blob, &image.id)))?;
+        Ok(bytes)
+    }
+
+    /// The store's directory.
+    pub fn dir(&self) -> &Path {
+        self.inner.dirs.root()
     }
 
     /// What the store takes on disk.
@@ -189,10 +211,7 @@ impl ImageStore {
         let parsed = name.parse::<Reference>();
         if let Ok(reference) = &parsed {
             for reference in [reference.normalized(&self.inner.config), reference.clone()] {
-                let key = match &reference.digest {
-                    Some(digest) => reference.pinned(digest),
-                    None => reference.tagged(),
-                };
+                let key = reference.key();
                 if let Some(record) = tables.names.get(&key)? {
                     return Ok(Some((record.image, Some(key))));
                 }

@@ -1,5 +1,5 @@
-//! An image: layers and a configuration, written as an OCI image layout in one
-//! tar archive (image-spec 1.1, image-layout.md).
+//! An image: layers and a configuration, written into one tar archive: as an OCI
+//! image layout (image-spec 1.1, image-layout.md) or as `docker save` does.
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -108,15 +108,41 @@ impl ImageBuilder {
     }
 }
 
+impl ImageBuilder {
+    /// The image as `docker save` wrote it before Docker 25: plain layers and the
+    /// configuration, listed in `manifest.json` (image-spec of Docker, v1.2).
+    pub fn docker_archive(&self) -> io::Result<Vec<u8>> {
+        let (kind, config) = self.blobs()?.swap_remove(self.layers.len());
+        debug_assert!(kind.ends_with("config.v1+json"));
+        let mut tar = Builder::new(Vec::new());
+        let mut paths = Vec::new();
+        for (_, layer) in &self.layers {
+            let path = format!("{}/layer.tar", hex(layer));
+            append(&mut tar, &path, layer)?;
+            paths.push(path);
+        }
+        let config_path = format!("{}.json", hex(&config));
+        append(&mut tar, &config_path, &config)?;
+        let manifest = json!([{
+            "Config": config_path,
+            "RepoTags": [self.reference],
+            "Layers": paths,
+        }]);
+        append(&mut tar, "manifest.json", manifest.to_string().as_bytes())?;
+        tar.into_inner()
+    }
+}
+
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// `sha256:<hex>` of some bytes.
 pub(crate) fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    format!("sha256:{hex}")
+    format!("sha256:{}", hex(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let sum = Sha256::digest(bytes);
+    sum.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn descriptor(media_type: &str, bytes: &[u8]) -> Value {

@@ -1,10 +1,12 @@
-//! Makes small OCI image archives, for the demo, the tests and the benchmarks:
+//! Makes small OCI images, for the demo, the tests and the benchmarks:
 //! real images, built here because no registry can be reached from everywhere.
 
 mod archive;
 mod busybox;
 mod layer;
+mod registry;
 
 pub use archive::{Compression, ImageBuilder};
 pub use busybox::{BUSYBOX, busybox_image};
 pub use layer::Layer;
+pub use registry::{REGISTRY, Registry, RegistryError};

@@ -201,7 +201,8 @@ pub(crate) fn name_keys(
     let mut keys = Vec::new();
     for name in names {
         let name = name.normalized(config);
-        if name.tag.is_some() || name.digest.is_none() {
+        // Beside a digest, a tag was not looked up: it may mean another image.
+        if name.digest.is_none() {
             keys.push(name.tagged());
         }
         keys.extend(

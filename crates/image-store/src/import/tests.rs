@@ -548,6 +548,43 @@ fn image_in_use_stays_until_it_is_released() {
 }
 
 #[test]
+fn forgotten_image_loses_all_names_at_once_and_its_data_when_free() {
+    let fixture = Fixture::new();
+    let store = &fixture.store;
+    let archive = simple_docker_archive();
+    let id = store.import(&archive[..], Some("second")).unwrap()[0].id;
+    store.lease(&id, "pod-1").unwrap();
+    let removed = store.forget("second").unwrap();
+    assert_eq!((removed.untagged.len(), removed.deleted), (2, None));
+    let image = store.get(&id.to_string()).unwrap().unwrap();
+    assert!(image.unwanted && image.tags.is_empty());
+    expect_erofs(&fixture, &image);
+    // A name makes it wanted again.
+    assert!(!store.import(&archive[..], None).unwrap()[0].unwanted);
+    store.forget(&id.to_string()).unwrap();
+    store.release("pod-1").unwrap();
+    fixture.expect_empty();
+    store.import(&archive[..], None).unwrap();
+    assert_eq!(store.forget("app:1").unwrap().deleted, Some(id));
+    fixture.expect_empty();
+    assert_eq!(store.forget("app:1").unwrap(), crate::Removed::default());
+}
+
+#[test]
+fn configuration_document_is_kept_as_it_came() {
+    let fixture = Fixture::new();
+    let image = fixture
+        .store
+        .import(&simple_docker_archive()[..], None)
+        .unwrap()
+        .remove(0);
+    let document = fixture.store.config_document(&image).unwrap();
+    assert_eq!(crate::Digest::of(&document), image.id);
+    fixture.store.forget("app:1").unwrap();
+    assert!(fixture.store.config_document(&image).is_err());
+}
+
+#[test]
 fn last_name_takes_the_image_with_it_and_an_id_takes_all() {
     let fixture = Fixture::new();
     let archive = simple_docker_archive();

@@ -1,11 +1,20 @@
 //! Authentication to registries: Basic, and the token service of the
 //! distribution specification (with OAuth2 refresh tokens).
 
+use base64::{
+    Engine as _, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use reqwest::{Client, Url};
 use serde::Deserialize;
 
 use super::registry::{RegistryError, read_limited};
 
+/// Padding may be there or not.
+const STANDARD_LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 const MAX_TOKEN_RESPONSE: u64 = 1 << 20;
 const CLIENT_ID: &str = "spherule";
 
@@ -23,6 +32,22 @@ pub enum Credentials {
     IdentityToken(String),
     /// A bearer token, shown as it is.
     RegistryToken(String),
+}
+
+impl Credentials {
+    /// Name and password from the base64 of `name:password`, as docker's
+    /// configuration and the CRI hold them; `None` where it is something else.
+    pub fn from_base64(auth: &str) -> Option<Self> {
+        // Some writers end the text with a zero byte or a line end.
+        let text = auth.trim_end_matches(['\0', '\n', '\r', ' ']);
+        let bytes = STANDARD_LENIENT.decode(text).ok()?;
+        let text = String::from_utf8(bytes).ok()?;
+        let (username, password) = text.trim_end_matches('\0').split_once(':')?;
+        Some(Self::Basic {
+            username: username.to_owned(),
+            password: password.to_owned(),
+        })
+    }
 }
 
 /// Without the secrets.
@@ -198,6 +223,20 @@ mod tests {
             password: "secret".into(),
         };
         assert_eq!(format!("{credentials:?}"), "Basic(u)");
+    }
+
+    #[test]
+    fn base64_of_name_and_password_is_taken_apart() {
+        let expected = Some(Credentials::Basic {
+            username: "user".into(),
+            password: "pa:ss".into(),
+        });
+        for text in ["dXNlcjpwYTpzcw==", "dXNlcjpwYTpzcw", "dXNlcjpwYTpzcw==\n"] {
+            assert_eq!(Credentials::from_base64(text), expected, "{text}");
+        }
+        for text in ["", "dXNlcg==", "%%%", "/w=="] {
+            assert_eq!(Credentials::from_base64(text), None, "{text}");
+        }
     }
 
     proptest! {

@@ -1,11 +1,16 @@
 //! Pulling images by the registry protocol (OCI distribution-spec 1.1).
 //!
 //! A pull runs as a task of its own: all who ask for the same image with the
-//! same credentials share it, and it goes on when one of them gives up.
+//! same credentials share it. It goes on when one of them gives up; when the last
+//! one does, it ends and leaves nothing behind.
 
 mod auth;
+mod cancel;
+mod credentials_file;
 mod hosts;
+mod install;
 mod registry;
+mod sink;
 mod transfer;
 
 use std::{
@@ -17,6 +22,7 @@ use std::{
 use tokio::sync::watch;
 
 pub use auth::Credentials;
+pub use credentials_file::CredentialsFileError;
 pub use hosts::HostsError;
 pub use registry::RegistryError;
 
@@ -50,6 +56,12 @@ pub enum PullError {
         /// The registry.
         registry: String,
     },
+    /// The node's own credentials cannot be used.
+    #[error("cannot use the registry credentials of this node")]
+    CredentialsFile(#[source] CredentialsFileError),
+    /// Nobody waits for it any more.
+    #[error("the pull was given up by all who asked for it")]
+    GivenUp,
     /// The last host that was tried failed.
     #[error("cannot get {what} from {host}")]
     Registry {
@@ -117,7 +129,8 @@ struct Key {
 #[derive(Clone)]
 struct Flight {
     listeners: Arc<Mutex<Vec<Listener>>>,
-    outcome: watch::Receiver<Outcome>,
+    /// Its receivers are those who wait.
+    outcome: Arc<watch::Sender<Outcome>>,
 }
 
 /// All pulls that go on.
@@ -136,11 +149,35 @@ impl fmt::Debug for Pulls {
 struct Landing {
     store: ImageStore,
     key: Key,
+    flight: Flight,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        lock(&self.store.inner.pulls.flights).remove(&self.key);
+        let mut flights = lock(&self.store.inner.pulls.flights);
+        self.leave(&mut flights);
+    }
+}
+
+impl Landing {
+    /// Off the list, unless another pull of this name has begun.
+    fn leave(&self, flights: &mut HashMap<Key, Flight>) {
+        if let Some(other) = flights.get(&self.key)
+            && Arc::ptr_eq(&other.outcome, &self.flight.outcome)
+        {
+            flights.remove(&self.key);
+        }
+    }
+
+    /// Returns when nobody waits any more, and nobody can join.
+    async fn given_up(&self) {
+        loop {
+            self.flight.outcome.closed().await;
+            let mut flights = lock(&self.store.inner.pulls.flights);
+            if self.flight.outcome.receiver_count() == 0 {
+                return self.leave(&mut flights);
+            }
+        }
     }
 }
 
@@ -190,36 +227,50 @@ impl ImageStore {
         let mut flights = lock(&self.inner.pulls.flights);
         if let Some(flight) = flights.get(&key) {
             lock(&flight.listeners).push(listener);
-            return flight.outcome.clone();
+            return flight.outcome.subscribe();
         }
         let (sender, outcome) = watch::channel(None);
-        let listeners = Arc::new(Mutex::new(vec![listener]));
-        flights.insert(
-            key.clone(),
-            Flight {
-                listeners: Arc::clone(&listeners),
-                outcome: outcome.clone(),
-            },
-        );
+        let flight = Flight {
+            listeners: Arc::new(Mutex::new(vec![listener])),
+            outcome: Arc::new(sender),
+        };
+        flights.insert(key.clone(), flight.clone());
         let landing = Landing {
             store: self.clone(),
             key: key.clone(),
+            flight,
         };
-        let store = self.clone();
-        tokio::spawn(async move {
-            let report = move |progress: Progress| {
-                lock(&listeners)
-                    .iter()
-                    .for_each(|listener| listener(&progress));
-            };
-            let result = match Transfer::new(store, key.reference, key.credentials, report) {
-                Ok(transfer) => transfer.run().await,
-                Err(error) => Err(error),
-            };
-            // Off the list first: who comes now starts afresh.
-            drop(landing);
-            let _ = sender.send(Some(result.map_err(Arc::new)));
-        });
+        tokio::spawn(fly(self.clone(), key, landing));
         outcome
     }
+}
+
+/// Does the pull, or ends it when nobody waits for it.
+async fn fly(store: ImageStore, key: Key, landing: Landing) {
+    let flight = landing.flight.clone();
+    let listeners = flight.listeners;
+    let report = move |progress: Progress| {
+        lock(&listeners)
+            .iter()
+            .for_each(|listener| listener(&progress));
+    };
+    let (canceller, cancelled) = cancel::channel();
+    let work = async {
+        match Transfer::new(store, key.reference, key.credentials, report, cancelled) {
+            Ok(transfer) => transfer.run().await,
+            Err(error) => Err(error),
+        }
+    };
+    tokio::pin!(work);
+    let result = tokio::select! {
+        result = &mut work => result,
+        () = landing.given_up() => {
+            canceller.cancel();
+            // It tidies up behind itself.
+            work.await
+        }
+    };
+    // Off the list first: who comes now starts afresh.
+    drop(landing);
+    flight.outcome.send_replace(Some(result.map_err(Arc::new)));
 }

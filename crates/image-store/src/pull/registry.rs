@@ -155,7 +155,7 @@ impl Endpoint {
         host: Host,
         registry: &str,
         repository: &str,
-        credentials: Option<&Credentials>,
+        credentials: Option<Credentials>,
     ) -> Result<Self, RegistryError> {
         static PROVIDER: Once = Once::new();
         // An error means that the process has one already, which does as well.
@@ -182,7 +182,6 @@ impl Endpoint {
             .tls_danger_accept_invalid_certs(host.skip_verify)
             .build()
             .map_err(RegistryError::Request)?;
-        let credentials = credentials.filter(|_| host.is_server).cloned();
         let authorization = match &credentials {
             Some(Credentials::RegistryToken(token)) => Some(Authorization::Bearer(token.clone())),
             _ => None,

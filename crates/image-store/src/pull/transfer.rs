@@ -5,27 +5,28 @@ use std::{collections::HashSet, sync::Arc};
 use reqwest::{Response, StatusCode, header};
 use tokio::{
     sync::{Semaphore, mpsc},
-    task::{JoinHandle, JoinSet},
+    task::JoinSet,
 };
 
 use super::{
-    Credentials, Progress, PullError, Status, hosts,
+    Credentials, Progress, PullError, Status,
+    cancel::Cancelled,
+    credentials_file::CredentialsFile,
+    hosts,
+    install::install,
     registry::{Endpoint, RegistryError},
+    sink::{Interrupted, Sink},
 };
 use crate::{
     Digest, Image, ImageError, ImageStore, Reference,
-    blobs::{BlobWriter, Kind, StagedBlob, verify},
+    blobs::{Kind, StagedBlob, verify},
     digest::chain_id,
-    import::name_keys,
     manifest::{ConfigFile, Descriptor, Document, Manifest, ManifestError, for_this_machine},
-    rootfs::{self, LayerSource},
-    store::{NewImage, Pins},
+    store::Pins,
 };
 
 /// Layers downloaded side by side.
 const PARALLEL: usize = 3;
-/// Parts of a layer that may wait for the disk.
-const PARTS_WAITING: usize = 32;
 /// Indexes within indexes.
 const MAX_DEPTH: usize = 4;
 /// Bytes of a layer between two reports.
@@ -39,16 +40,17 @@ pub(super) struct Transfer {
     reference: Reference,
     endpoints: Arc<Vec<Endpoint>>,
     report: Report,
+    cancelled: Cancelled,
 }
 
 /// What the documents say.
-struct Resolved {
+pub(super) struct Resolved {
     /// Of the first document, which the name stands for.
-    digest: Digest,
+    pub(super) digest: Digest,
     /// Indexes, manifest and configuration.
-    documents: Vec<Vec<u8>>,
-    manifest: Manifest,
-    config: ConfigFile,
+    pub(super) documents: Vec<Vec<u8>>,
+    pub(super) manifest: Manifest,
+    pub(super) config: ConfigFile,
 }
 
 impl Transfer {
@@ -57,6 +59,7 @@ impl Transfer {
         reference: Reference,
         credentials: Option<Credentials>,
         report: impl Fn(Progress) + Send + Sync + 'static,
+        cancelled: Cancelled,
     ) -> Result<Self, ImageError> {
         let Some(registry) = reference.registry.clone() else {
             return Err(PullError::NoRegistry {
@@ -70,15 +73,26 @@ impl Transfer {
                 source,
             },
         )?;
+        let file = CredentialsFile::load(store.inner.config.credentials_file.as_deref())
+            .map_err(PullError::CredentialsFile)?;
+        let repository = &reference.repository;
         let endpoints = hosts.into_iter().map(|host| {
             let address = host.base.to_string();
-            Endpoint::new(host, &registry, &reference.repository, credentials.as_ref()).map_err(
-                |source| PullError::Registry {
+            // The request's are meant for the registry itself. A mirror gets only
+            // what the node's own file has under the mirror's name.
+            let credentials = if host.is_server {
+                let own = credentials.clone();
+                own.or_else(|| file.find(&registry, repository))
+            } else {
+                file.find(&host.name(), repository)
+            };
+            Endpoint::new(host, &registry, repository, credentials).map_err(|source| {
+                PullError::Registry {
                     what: reference.to_string(),
                     host: address,
                     source,
-                },
-            )
+                }
+            })
         });
         let endpoints = Arc::new(endpoints.collect::<Result<Vec<_>, _>>()?);
         Ok(Self {
@@ -86,6 +100,7 @@ impl Transfer {
             reference,
             endpoints,
             report: Arc::new(report),
+            cancelled,
         })
     }
 
@@ -96,7 +111,10 @@ impl Transfer {
             current: 0,
             total: 0,
         });
-        let resolved = self.resolve().await?;
+        let resolved = tokio::select! {
+            resolved = self.resolve() => resolved?,
+            () = self.cancelled.wait() => return Err(PullError::GivenUp.into()),
+        };
         let diff_ids = resolved.config.diff_ids();
         let layers = &resolved.manifest.layers;
         if diff_ids.len() != layers.len() {
@@ -305,6 +323,7 @@ impl Transfer {
                 reference: self.reference.clone(),
                 endpoints: Arc::clone(&self.endpoints),
                 report: Arc::clone(&self.report),
+                cancelled: self.cancelled.clone(),
             };
             downloads.spawn(async move {
                 // The semaphore is never closed.
@@ -314,11 +333,16 @@ impl Transfer {
         }
         let mut staged = Vec::new();
         let mut result = Ok(());
-        while let (Ok(()), Some(done)) = (&result, downloads.join_next().await) {
+        while result.is_ok() {
+            let done = tokio::select! {
+                done = downloads.join_next() => done,
+                () = self.cancelled.wait() => Some(Ok(Err(PullError::GivenUp.into()))),
+            };
             match done {
-                Ok(Ok(blob)) => staged.push(blob),
-                Ok(Err(error)) => result = Err(error),
-                Err(_) => result = Err(ImageError::Thread),
+                None => break,
+                Some(Ok(Ok(blob))) => staged.push(blob),
+                Some(Ok(Err(error))) => result = Err(error),
+                Some(Err(_)) => result = Err(ImageError::Thread),
             }
         }
         downloads.shutdown().await;
@@ -445,7 +469,8 @@ impl Transfer {
         });
         let store = self.store.clone();
         let reference = self.reference.clone();
-        let task = move || install(&store, &reference, resolved, chain, staged);
+        let cancelled = self.cancelled.clone();
+        let task = move || install(&store, &reference, resolved, chain, staged, &cancelled);
         tokio::task::spawn_blocking(task)
             .await
             .map_err(|_| ImageError::Thread)?
@@ -468,75 +493,6 @@ impl Transfer {
     }
 }
 
-fn install(
-    store: &ImageStore,
-    reference: &Reference,
-    resolved: Resolved,
-    chain: Digest,
-    mut staged: Vec<StagedBlob>,
-) -> Result<Image, ImageError> {
-    let config = &store.inner.config;
-    let dirs = &store.inner.dirs;
-    let layers = &resolved.manifest.layers;
-    let size = store.build_once(&chain, || {
-        let sources = layers
-            .iter()
-            .zip(resolved.config.diff_ids())
-            .map(|(layer, diff_id)| {
-                let own = staged.iter().find(|blob| blob.digest == layer.digest);
-                let file = match own {
-                    Some(blob) => blob.open()?,
-                    None => dirs.open_file(Kind::Blob, &layer.digest)?.ok_or_else(|| {
-                        ImageError::NotFound {
-                            name: format!("layer {}", layer.digest),
-                        }
-                    })?,
-                };
-                Ok(LayerSource {
-                    digest: layer.digest,
-                    diff_id: *diff_id,
-                    file,
-                })
-            });
-        let sources = sources.collect::<Result<Vec<_>, ImageError>>()?;
-        rootfs::build(dirs, &chain, sources, &config.limits)
-    })?;
-    let mut kept = Vec::new();
-    if config.discard_layers {
-        staged.clear();
-    } else {
-        for layer in layers {
-            let is_here = staged.iter().any(|blob| blob.digest == layer.digest)
-                || dirs.open_file(Kind::Blob, &layer.digest)?.is_some();
-            if is_here {
-                kept.push(layer.digest);
-            }
-        }
-    }
-    let mut documents = Vec::new();
-    for bytes in &resolved.documents {
-        let mut writer = BlobWriter::new(dirs)?;
-        writer.append(bytes)?;
-        let blob = writer.finish();
-        documents.push(blob.digest);
-        staged.push(blob);
-    }
-    store.commit(NewImage {
-        id: resolved.manifest.config.digest,
-        chain_id: chain,
-        size,
-        documents,
-        layers: kept,
-        names: name_keys(
-            std::slice::from_ref(reference),
-            Some(&resolved.digest),
-            config,
-        ),
-        staged,
-        config: resolved.config,
-    })
-}
-
 /// Whether the answer is the rest of a blob, from byte `from` on.
 fn continues_at(response: &Response, from: u64) -> bool {
     let range = response
@@ -545,66 +501,4 @@ fn continues_at(response: &Response, from: u64) -> bool {
         .and_then(|value| value.to_str().ok());
     response.status() == StatusCode::PARTIAL_CONTENT
         && range.is_some_and(|range| range.trim().starts_with(&format!("bytes {from}-")))
-}
-
-/// Why a download stopped.
-enum Interrupted {
-    Registry(RegistryError),
-    /// The disk does not take it; [`Sink::finish`] says why.
-    Sink,
-}
-
-impl From<RegistryError> for Interrupted {
-    fn from(error: RegistryError) -> Self {
-        Self::Registry(error)
-    }
-}
-
-enum Part {
-    Bytes(Vec<u8>),
-    Restart,
-}
-
-/// Hashes and writes a blob in a thread where that may block.
-struct Sink {
-    parts: mpsc::Sender<Part>,
-    writer: JoinHandle<Result<StagedBlob, ImageError>>,
-}
-
-impl Sink {
-    fn start(store: ImageStore, alive: mpsc::Sender<()>) -> Self {
-        let (parts, mut incoming) = mpsc::channel(PARTS_WAITING);
-        let writer = tokio::task::spawn_blocking(move || {
-            let _alive = alive;
-            let dirs = &store.inner.dirs;
-            let mut writer = BlobWriter::new(dirs)?;
-            while let Some(part) = incoming.blocking_recv() {
-                match part {
-                    Part::Bytes(bytes) => writer.append(&bytes)?,
-                    Part::Restart => writer = BlobWriter::new(dirs)?,
-                }
-            }
-            Ok(writer.finish())
-        });
-        Self { parts, writer }
-    }
-
-    async fn append(&mut self, bytes: Vec<u8>) -> Result<(), Interrupted> {
-        self.parts
-            .send(Part::Bytes(bytes))
-            .await
-            .map_err(|_| Interrupted::Sink)
-    }
-
-    async fn restart(&mut self) -> Result<(), Interrupted> {
-        self.parts
-            .send(Part::Restart)
-            .await
-            .map_err(|_| Interrupted::Sink)
-    }
-
-    async fn finish(self) -> Result<StagedBlob, ImageError> {
-        drop(self.parts);
-        self.writer.await.map_err(|_| ImageError::Thread)?
-    }
 }

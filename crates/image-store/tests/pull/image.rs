@@ -57,6 +57,20 @@ impl TestImage {
         Digest::of(&self.layers[index])
     }
 
+    /// Layers, configuration and manifest with their media types.
+    pub(crate) fn blobs(&self) -> Vec<(&'static str, Vec<u8>)> {
+        let layers = self
+            .layers
+            .iter()
+            .map(|layer| ("application/vnd.oci.image.layer.v1.tar+gzip", layer));
+        let documents = [
+            ("application/vnd.oci.image.config.v1+json", &self.config),
+            ("application/vnd.oci.image.manifest.v1+json", &self.manifest),
+        ];
+        let all = layers.chain(documents);
+        all.map(|(kind, bytes)| (kind, bytes.clone())).collect()
+    }
+
     /// What a registry has at which path.
     pub(crate) fn content(&self, repository: &str, tag: &str) -> HashMap<String, Vec<u8>> {
         let mut content = HashMap::new();

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod credentials;
+mod given_up;
 mod image;
 mod real;
 mod scripted;
@@ -27,6 +29,11 @@ struct Fixture {
 
 impl Fixture {
     fn new(hosts_toml: &str) -> Self {
+        Self::with(hosts_toml, |_| Config::default())
+    }
+
+    /// The configuration may name files in the directory.
+    fn with(hosts_toml: &str, config: impl FnOnce(&Path) -> Config) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let hosts = dir.path().join("certs.d/reg.test");
         fs::create_dir_all(&hosts).unwrap();
@@ -34,7 +41,7 @@ impl Fixture {
         let state = StateStore::open(&dir.path().join("state.redb")).unwrap();
         let config = Config {
             registries_dir: Some(dir.path().join("certs.d")),
-            ..Config::default()
+            ..config(dir.path())
         };
         let store = ImageStore::open(dir.path(), state, config).unwrap();
         Self { dir, store }

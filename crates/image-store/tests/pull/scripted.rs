@@ -16,6 +16,8 @@ pub(crate) enum Reply {
     Body(u16, Vec<u8>),
     /// The right content, announced whole, but only so many bytes of it.
     Cut(usize),
+    /// The same, with the rest after [`Server::release`].
+    Held(usize),
 }
 
 struct TokenRule {
@@ -29,6 +31,7 @@ struct State {
     script: HashMap<String, VecDeque<Reply>>,
     requests: Vec<String>,
     no_ranges: bool,
+    released: bool,
     token: Option<TokenRule>,
 }
 
@@ -78,6 +81,11 @@ impl Server {
         self.state.lock().unwrap().no_ranges = true;
     }
 
+    /// Lets held answers go on.
+    pub(crate) fn release(&self) {
+        self.state.lock().unwrap().released = true;
+    }
+
     /// Lets in only who has the token, and gives the token only to that user.
     pub(crate) fn require_token(&self, token: &str, user: &str, password: &str) {
         let basic = base64(format!("{user}:{password}").as_bytes());
@@ -95,7 +103,7 @@ impl Server {
     }
 }
 
-fn serve(stream: &TcpStream, address: SocketAddr, state: &Mutex<State>) -> std::io::Result<()> {
+fn serve(stream: &TcpStream, address: SocketAddr, state_of: &Mutex<State>) -> std::io::Result<()> {
     let mut head = String::new();
     for line in BufReader::new(stream).lines() {
         let line = line?;
@@ -116,7 +124,7 @@ fn serve(stream: &TcpStream, address: SocketAddr, state: &Mutex<State>) -> std::
         head.lines()
             .find_map(|line| Some(line.strip_prefix(&format!("{name}: "))?.to_owned()))
     };
-    let mut state = state.lock().unwrap();
+    let mut state = state_of.lock().unwrap();
     state.requests.push(head.clone());
     if let Some(rule) = &state.token {
         let shown = header("authorization");
@@ -149,6 +157,19 @@ fn serve(stream: &TcpStream, address: SocketAddr, state: &Mutex<State>) -> std::
                 body.len()
             )?;
             stream.write_all(&body[..at])
+        }
+        (Some(Reply::Held(at)), Some(body)) => {
+            let mut stream = stream;
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            )?;
+            stream.write_all(&body[..at])?;
+            while !state_of.lock().unwrap().released {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            stream.write_all(&body[at..])
         }
         (None, Some(body)) => {
             let from = range.and_then(|range| {

@@ -1,0 +1,152 @@
+//! A full disk below --root: a small tmpfs in the daemon's mount namespace. Each
+//! test fills it, sees what is said, makes room, and sees that all works again.
+
+use crate::Test;
+use anyhow::ensure;
+use serde_json::json;
+use spherule_tests::manifest::one;
+use spherule_tests::{Daemon, DaemonOptions};
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("full_at_the_start_refuses_the_pod", full_at_start),
+    (
+        "scratch_disk_that_finds_no_room_fails_writes",
+        full_by_scratch,
+    ),
+    (
+        "log_that_finds_no_room_waits_and_loses_nothing",
+        full_by_log,
+    ),
+];
+
+const MIB: u64 = 1 << 20;
+
+/// A daemon with 48 MiB for everything.
+fn daemon() -> anyhow::Result<Daemon> {
+    let small = "mkdir $d/root; mount -t tmpfs -o size=48m,mode=0700 tmpfs $d/root";
+    Daemon::with(DaemonOptions {
+        prepare: Some(small.into()),
+        ..DaemonOptions::default()
+    })
+}
+
+fn filler(daemon: &Daemon) -> PathBuf {
+    daemon.seen(&daemon.root()).join("filler")
+}
+
+/// Bytes that are free.
+fn free(daemon: &Daemon) -> anyhow::Result<u64> {
+    let found = rustix::fs::statvfs(daemon.seen(&daemon.root()))?;
+    Ok(found.f_bavail * found.f_frsize)
+}
+
+/// Fills the disk until only this many bytes are free.
+fn fill(daemon: &Daemon, leave: u64) -> anyhow::Result<()> {
+    let mut file = File::create(filler(daemon))?;
+    let page = [0xa5; 4096];
+    while free(daemon)? > leave {
+        match file.write_all(&page) {
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::StorageFull => break,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+fn make_room(daemon: &Daemon) -> anyhow::Result<()> {
+    Ok(std::fs::remove_file(filler(daemon))?)
+}
+
+/// A pod runs, and takes nothing with it.
+fn works(daemon: &Daemon) -> anyhow::Result<()> {
+    let manifest = one("works", "echo works", json!({}));
+    let out = daemon.run_with(&manifest, &["--rm"])?.ok()?;
+    ensure!(out == "[c] works\n", "{out}");
+    Ok(())
+}
+
+/// No pod's files.
+fn nothing_left(daemon: &Daemon) -> anyhow::Result<()> {
+    let pods = daemon.seen(&daemon.root()).join("pods");
+    let left: Vec<_> = std::fs::read_dir(pods)?.collect();
+    ensure!(left.is_empty(), "left: {left:?}");
+    let left = crate::lifecycle::processes_naming(daemon)?;
+    ensure!(left.is_empty(), "left: {left:?}");
+    Ok(())
+}
+
+fn full_at_start() -> anyhow::Result<()> {
+    let daemon = daemon()?;
+    fill(&daemon, 0)?;
+    let manifest = one("full", "echo must not run", json!({}));
+    for _ in 0..2 {
+        daemon.run(&manifest)?.refused(&["No space left"])?;
+    }
+    daemon.cli(["inspect", "full"])?.refused(&["full"])?;
+    let archive = daemon.dir().join("busybox.tar");
+    let import = daemon.cli(["import", &archive.to_string_lossy()])?;
+    import.refused(&["No space left"])?;
+    make_room(&daemon)?;
+    works(&daemon)?;
+
+    // Room for the record, not for the scratch disk.
+    fill(&daemon, MIB)?;
+    let ran = daemon.run(&manifest)?;
+    ran.refused(&["scratch disk", "No space left"])?;
+    nothing_left(&daemon)?;
+    make_room(&daemon)?;
+    daemon.cli(["rm", "full"])?.ok()?;
+    works(&daemon)?;
+    nothing_left(&daemon)
+}
+
+fn full_by_scratch() -> anyhow::Result<()> {
+    let daemon = daemon()?;
+    works(&daemon)?;
+    let before = free(&daemon)?;
+    let script = "dd if=/dev/zero of=/big bs=1M count=100 conv=fsync 2>/dev/null && exit 5; exit 7";
+    let ran = daemon.run(&one("scratch", script, json!({})))?;
+    // The write failed, and the container went on.
+    ran.code(7)?;
+    daemon.cli(["rm", "scratch"])?.ok()?;
+    nothing_left(&daemon)?;
+    works(&daemon)?;
+    // Records may have grown a little.
+    let after = free(&daemon)?;
+    ensure!(
+        after + MIB >= before,
+        "{before} bytes were free, now {after}"
+    );
+    Ok(())
+}
+
+fn full_by_log() -> anyhow::Result<()> {
+    let daemon = daemon()?;
+    works(&daemon)?;
+    let script = "echo up; sleep 1; dd if=/dev/zero bs=64k count=128 2>/dev/null | tr '\\0' x; echo; echo done";
+    daemon.run_detached(&one("log", script, json!({})))?;
+    daemon.wait_for("log", "running", |p| {
+        p["containers"][0]["state"] == "STATE_RUNNING"
+    })?;
+    fill(&daemon, 4 * MIB)?;
+    daemon.wait_for("log", "out of room", |_| {
+        free(&daemon).is_ok_and(|n| n < 64 << 10)
+    })?;
+    // The container waits; the daemon does not.
+    let pods = daemon.cli(["ps"])?.ok()?;
+    ensure!(pods.contains("log"), "{pods}");
+    let pod = daemon.inspect("log")?;
+    ensure!(pod["containers"][0]["state"] == "STATE_RUNNING", "{pod:#}");
+    make_room(&daemon)?;
+    daemon.wait_for("log", "ended", |p| p["phase"] == "PHASE_SUCCEEDED")?;
+    let logs = daemon.cli(["logs", "log"])?.ok()?;
+    let lines: Vec<usize> = logs.lines().map(str::len).collect();
+    ensure!(lines == [2, 8 << 20, 4], "{lines:?}");
+    daemon.cli(["rm", "log"])?.ok()?;
+    works(&daemon)?;
+    nothing_left(&daemon)
+}
