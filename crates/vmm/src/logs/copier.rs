@@ -21,12 +21,15 @@ use vm_spec::proto::LogStatus;
 const PIECE: usize = 32 << 10;
 /// Time between attempts to write a file that fails.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a rotation waits for the record that goes into the old file: longer
+/// only if the disk hangs.
+const LAST_RECORD: Duration = Duration::from_secs(2);
 
 /// One container's log.
 #[derive(Debug)]
 pub(super) struct ContainerLog {
     state: Mutex<State>,
-    /// `drained`, `cancelled` or `file` changed.
+    /// `drained`, `cancelled` or `file` changed, or an old file is done with.
     changed: Condvar,
     /// Readable once it is cancelled.
     cancel: OwnedFd,
@@ -35,6 +38,8 @@ pub(super) struct ContainerLog {
 #[derive(Debug)]
 struct State {
     file: Arc<File>,
+    /// What a record is being written to.
+    writing: Option<Arc<File>>,
     drained: bool,
     cancelled: bool,
     error: String,
@@ -50,6 +55,7 @@ impl ContainerLog {
         let log = Arc::new(Self {
             state: Mutex::new(State {
                 file: Arc::new(file),
+                writing: None,
                 drained: false,
                 cancelled: false,
                 error: String::new(),
@@ -69,10 +75,17 @@ impl ContainerLog {
         Ok(log)
     }
 
-    /// Goes on in another file, for instance after a rotation.
+    /// Goes on in another file after a rotation; the old one is complete when this
+    /// returns, so that it can be read or compressed.
     pub(super) fn switch_file(&self, file: File) {
-        self.lock().file = Arc::new(file);
+        let mut state = self.lock();
+        state.file = Arc::new(file);
         self.changed.notify_all();
+        let busy = |state: &mut State| {
+            let writing = state.writing.as_ref();
+            writing.is_some_and(|file| !Arc::ptr_eq(file, &state.file))
+        };
+        drop(self.changed.wait_timeout_while(state, LAST_RECORD, busy));
     }
 
     /// Ends the copying; what was not read is lost.
@@ -171,7 +184,7 @@ impl ContainerLog {
 
     /// Writes a record, however long it takes; false if it is cancelled.
     fn write_record(&self, record: &[u8], content: usize) -> bool {
-        let mut file = self.lock().file.clone();
+        let mut file = self.begin_record();
         let mut rest = record;
         while !rest.is_empty() {
             let error = match (&*file).write(rest) {
@@ -196,14 +209,30 @@ impl ContainerLog {
             }
             if !Arc::ptr_eq(&state.file, &file) {
                 // A new file starts with a whole record.
-                file = state.file.clone();
+                drop(state);
+                file = self.begin_record();
                 rest = record;
             }
         }
         let mut state = self.lock();
         state.error.clear();
         state.bytes += content as u64;
+        state.writing = None;
+        if !Arc::ptr_eq(&state.file, &file) {
+            self.changed.notify_all();
+        }
         true
+    }
+
+    /// The file for a record.
+    fn begin_record(&self) -> Arc<File> {
+        let mut state = self.lock();
+        let file = state.file.clone();
+        if state.writing.replace(file.clone()).is_some() {
+            // Of an old file, which was given up.
+            self.changed.notify_all();
+        }
+        file
     }
 }
 
@@ -288,6 +317,44 @@ mod tests {
         log.wait_drained(far());
         assert_eq!(contents(&path), ["stdout F precious"]);
         assert!(log.status("c").error.is_empty());
+    }
+
+    #[test]
+    fn rotation_under_fast_output_loses_and_doubles_no_line() {
+        const LINES: usize = 200_000;
+        const FILES: usize = 40;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let (mut out, theirs) = pair();
+        let log = ContainerLog::start(append(&path), vec![("stdout", theirs)]).unwrap();
+        let printer = std::thread::spawn(move || {
+            for n in 0..LINES {
+                writeln!(out, "{n}").unwrap();
+            }
+        });
+        let mut old = Vec::new();
+        for n in 0..FILES {
+            // Some output first, so that each file has a part of it.
+            let before = log.status("c").bytes;
+            while log.status("c").bytes < before + 1000 && !log.status("c").drained {
+                std::thread::yield_now();
+            }
+            let rotated = dir.path().join(format!("log.{n}"));
+            std::fs::rename(&path, &rotated).unwrap();
+            log.switch_file(append(&path));
+            old.push((std::fs::metadata(&rotated).unwrap().len(), rotated));
+        }
+        printer.join().unwrap();
+        log.wait_drained(far());
+        let mut lines = Vec::new();
+        for (length, rotated) in old {
+            // Complete at the moment of the switch.
+            assert_eq!(std::fs::metadata(&rotated).unwrap().len(), length);
+            lines.extend(contents(&rotated));
+        }
+        lines.extend(contents(&path));
+        let expected = (0..LINES).map(|n| format!("stdout F {n}"));
+        assert!(lines.into_iter().eq(expected));
     }
 
     #[test]
