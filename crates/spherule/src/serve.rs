@@ -46,7 +46,8 @@ pub(crate) struct Args {
     /// How long a guest may take from its boot to its agent's greeting
     #[arg(long, value_parser = humantime::parse_duration, default_value = "120s")]
     agent_timeout: Duration,
-    /// First pause before a container is restarted; doubles up to five minutes
+    /// Pause before the second restart of a container (the first is at once);
+    /// doubles up to five minutes
     #[arg(long, value_parser = humantime::parse_duration, default_value = "10s")]
     restart_backoff: Duration,
     /// Added to the guests' kernel command line
