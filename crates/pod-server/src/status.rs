@@ -25,7 +25,10 @@ pub(crate) fn of_image(error: &ImageError) -> Status {
         ImageError::Shared(shared) => return of_image(shared),
         ImageError::Pull(pull) => match **pull {
             PullError::NoRegistry { .. } => Code::InvalidArgument,
-            PullError::Hosts { .. } | PullError::NoHost { .. } => Code::FailedPrecondition,
+            PullError::Hosts { .. } | PullError::NoHost { .. } | PullError::CredentialsFile(_) => {
+                Code::FailedPrecondition
+            }
+            PullError::GivenUp => Code::Cancelled,
             PullError::Registry { .. } => Code::Unavailable,
         },
         ImageError::NotFound { .. } => Code::NotFound,
