@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     };
     let no_registry = no_engine.clone().or(lacking(test_images::REGISTRY));
     let no_disk = no_engine.clone().or(machine.no_mounts.clone());
+    let not_both = machine.no_kvm.clone().or(machine.no_qemu.clone());
     let no_hiding = machine.no_mounts.clone();
     let no_kvm_to_show = no_hiding.clone().or(machine.no_kvm.clone());
     let no_qemu_to_show = no_hiding.clone().or(machine.no_qemu.clone());
@@ -48,6 +49,9 @@ fn main() -> ExitCode {
         trials("refusals", refusals::TESTS, no_engine),
         trials("guest_faults", guest_faults::TESTS, no_engine),
         trials("command_line", command_line::TESTS, no_engine),
+        trials("command_line", command_line::BASH, &lacking("bash")),
+        trials("command_line", command_line::ZSH, &lacking("zsh")),
+        trials("command_line", command_line::FISH, &lacking("fish")),
         trials("registry", registry::TESTS, &no_registry),
         trials("full_disk", full_disk::TESTS, &no_disk),
         trials("engines", engines::NONE, &no_hiding),
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         trials("images", images::TESTS, no_engine),
         trials("crash", crash::TESTS, no_engine),
         trials("kvm", kvm::TESTS, &machine.no_kvm),
+        trials("kvm", kvm::WITH_QEMU, &not_both),
     ];
     let conclusion = libtest_mimic::run(&arguments, groups.into_iter().flatten().collect());
     shared::end();
