@@ -1,0 +1,39 @@
+//! Settings of the CRI server.
+
+/// What the server is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The daemon's version.
+    pub version: String,
+    /// Runtime handlers besides the empty one; every one is a micro-VM.
+    pub handlers: Vec<String>,
+    /// vCPUs of a VM whose pod names no CPU limit.
+    pub vcpus: u32,
+    /// Memory in MiB of a VM whose pod names no memory limit.
+    pub memory_mib: u64,
+    /// Memory in MiB for the guest's kernel and agent, on top of the
+    /// containers' limits where the pod names no overhead.
+    pub overhead_mib: u64,
+    /// Largest memory in MiB of one VM.
+    pub max_memory_mib: u64,
+}
+
+impl Config {
+    /// Handler `spherule`; 1 vCPU and 512 MiB for pods that name nothing; no VM
+    /// larger than `max_memory_mib`, the memory of the node.
+    pub fn new(version: impl Into<String>, max_memory_mib: u64) -> Self {
+        Self {
+            version: version.into(),
+            handlers: vec!["spherule".to_owned()],
+            vcpus: 1,
+            memory_mib: 512,
+            overhead_mib: 64,
+            max_memory_mib,
+        }
+    }
+
+    /// Whether a request may name that handler.
+    pub(crate) fn has_handler(&self, name: &str) -> bool {
+        name.is_empty() || self.handlers.iter().any(|known| known == name)
+    }
+}

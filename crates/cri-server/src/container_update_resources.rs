@@ -1,0 +1,41 @@
+//! UpdateContainerResources.
+//!
+//! Without effect: `oom_score_adj` (processes that run keep theirs),
+//! `annotations`.
+
+use crate::error::CriError;
+use crate::resources::{UPDATED, in_force, keep, merged, oom_score_adj, to_spec};
+use crate::service::RuntimeServer;
+use cri_api::v1::{UpdateContainerResourcesRequest, UpdateContainerResourcesResponse};
+use std::collections::BTreeMap;
+
+/// UpdateContainerResources: of a created or running container; what the request
+/// leaves out stays as it is.
+pub(crate) async fn update_container_resources(
+    server: &RuntimeServer,
+    request: UpdateContainerResourcesRequest,
+) -> Result<UpdateContainerResourcesResponse, CriError> {
+    if request.windows.is_some() {
+        let message = "this node runs Linux containers only";
+        return Err(CriError::invalid("windows", message));
+    }
+    let found = server.find_container(&request.container_id)?;
+    let Some(change) = request.linux else {
+        return Ok(UpdateContainerResourcesResponse {});
+    };
+    let wanted = merged(in_force(&found), change);
+    let sandbox = server.find_sandbox(&found.container.sandbox_id)?;
+    let limits = to_spec("linux", &wanted, sandbox.sandbox.spec.vcpus)?;
+    oom_score_adj("linux", &wanted)?;
+    server
+        .sandboxes
+        .update_container(found.id(), limits)
+        .await?;
+    // For the status, in the CRI's own words.
+    let kept = BTreeMap::from([(UPDATED.to_owned(), keep(&wanted))]);
+    server
+        .sandboxes
+        .annotate_container(found.id(), kept)
+        .await?;
+    Ok(UpdateContainerResourcesResponse {})
+}

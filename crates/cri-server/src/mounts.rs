@@ -1,0 +1,316 @@
+//! Mounts and devices of a container.
+//!
+//! `selinux_relabel` has no effect: the kubelet sets it on nodes without SELinux,
+//! too, and guests have none.
+
+use crate::error::CriError;
+use cri_api::v1::{Device, Mount, MountPropagation};
+use sandbox::{DeviceSpec, MountSource, MountSpec};
+use std::path::{Component, Path, PathBuf};
+
+fn field(index: usize, name: &str) -> String {
+    format!("config.mounts[{index}].{name}")
+}
+
+/// Refuses what is not an absolute path that stays where it says.
+pub(crate) fn absolute(field: &str, path: &str) -> Result<(), CriError> {
+    let climbs = Path::new(path)
+        .components()
+        .any(|c| c == Component::ParentDir);
+    if !path.starts_with('/') || climbs || path.contains('\0') {
+        return Err(CriError::invalid(
+            field,
+            format!("{path:?} must be an absolute path without '..'"),
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses what leads out of the directory it is relative to.
+pub(crate) fn relative(field: &str, path: &str) -> Result<(), CriError> {
+    let stays = Path::new(path)
+        .components()
+        .all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+    if !stays || path.contains('\0') {
+        return Err(CriError::invalid(
+            field,
+            format!("{path:?} must be a relative path without '..'"),
+        ));
+    }
+    Ok(())
+}
+
+/// The mounts of a container.
+pub(crate) fn convert(mounts: &[Mount]) -> Result<Vec<MountSpec>, CriError> {
+    let numbered = mounts.iter().enumerate();
+    numbered.map(|(index, mount)| one(index, mount)).collect()
+}
+
+fn one(index: usize, mount: &Mount) -> Result<MountSpec, CriError> {
+    absolute(&field(index, "container_path"), &mount.container_path)?;
+    check_options(index, mount)?;
+    let propagation = propagation(index, mount)?;
+    check_recursive(index, mount, propagation)?;
+    let image = mount.image.as_ref();
+    let image = image.filter(|image| !image.image.is_empty() || !image.image_ref.is_empty());
+    let Some(image) = image else {
+        if !mount.image_sub_path.is_empty() {
+            return Err(CriError::invalid(
+                field(index, "image_sub_path"),
+                "needs an image",
+            ));
+        }
+        absolute(&field(index, "host_path"), &mount.host_path)?;
+        return Ok(MountSpec {
+            source: MountSource::Host {
+                path: PathBuf::from(&mount.host_path),
+                host_to_container: propagation == MountPropagation::PropagationHostToContainer,
+            },
+            sub_path: String::new(),
+            destination: mount.container_path.clone(),
+            read_only: mount.readonly,
+        });
+    };
+    if !mount.host_path.is_empty() {
+        let message = "must be empty where an image is mounted";
+        return Err(CriError::invalid(field(index, "host_path"), message));
+    }
+    relative(&field(index, "image_sub_path"), &mount.image_sub_path)?;
+    // The digest, where it is known: the name may mean another image by now.
+    let name = match image.image_ref.as_str() {
+        "" => &image.image,
+        by_digest => by_digest,
+    };
+    Ok(MountSpec {
+        source: MountSource::Image(name.to_owned()),
+        sub_path: mount.image_sub_path.clone(),
+        destination: mount.container_path.clone(),
+        read_only: true,
+    })
+}
+
+fn check_options(index: usize, mount: &Mount) -> Result<(), CriError> {
+    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        let message = "id-mapped mounts need user namespaces, which are not supported";
+        return Err(CriError::invalid(field(index, "uidMappings"), message));
+    }
+    if !mount.mount_options.is_empty() {
+        let message = format!("{:?}: mount options are not supported", mount.mount_options);
+        return Err(CriError::invalid(field(index, "mount_options"), message));
+    }
+    Ok(())
+}
+
+fn propagation(index: usize, mount: &Mount) -> Result<MountPropagation, CriError> {
+    let named = MountPropagation::try_from(mount.propagation);
+    let message = match named {
+        Ok(MountPropagation::PropagationBidirectional) => {
+            "PROPAGATION_BIDIRECTIONAL is not possible: a mount made in the pod's VM is its kernel's own and cannot appear on the node; mount on the node, or run the pod with another RuntimeClass".to_owned()
+        }
+        Ok(known) => return Ok(known),
+        Err(_) => format!("{} is no propagation", mount.propagation),
+    };
+    Err(CriError::invalid(field(index, "propagation"), message))
+}
+
+/// What is read-only with all that is mounted below must be read-only and must
+/// see no later mount.
+fn check_recursive(
+    index: usize,
+    mount: &Mount,
+    propagation: MountPropagation,
+) -> Result<(), CriError> {
+    if !mount.recursive_read_only {
+        return Ok(());
+    }
+    let wrong = if !mount.readonly {
+        "needs readonly"
+    } else if propagation != MountPropagation::PropagationPrivate {
+        "needs PROPAGATION_PRIVATE"
+    } else {
+        return Ok(());
+    };
+    Err(CriError::invalid(
+        field(index, "recursive_read_only"),
+        wrong,
+    ))
+}
+
+/// The devices of a container: nodes of the guest.
+pub(crate) fn devices(devices: &[Device]) -> Result<Vec<DeviceSpec>, CriError> {
+    let numbered = devices.iter().enumerate();
+    numbered
+        .map(|(index, device)| self::device(index, device))
+        .collect()
+}
+
+fn device(index: usize, device: &Device) -> Result<DeviceSpec, CriError> {
+    let field = |name: &str| format!("config.devices[{index}].{name}");
+    absolute(&field("host_path"), &device.host_path)?;
+    if !device.host_path.starts_with("/dev/") {
+        let message = format!(
+            "{:?} must be a device of the guest, below /dev",
+            device.host_path
+        );
+        return Err(CriError::invalid(field("host_path"), message));
+    }
+    let destination = match device.container_path.as_str() {
+        "" => &device.host_path,
+        path => path,
+    };
+    absolute(&field("container_path"), destination)?;
+    let letters = &device.permissions;
+    if !letters.chars().all(|c| "rwm".contains(c)) {
+        let message = format!("{letters:?} must be letters of r, w and m");
+        return Err(CriError::invalid(field("permissions"), message));
+    }
+    Ok(DeviceSpec {
+        path: device.host_path.clone(),
+        destination: destination.to_owned(),
+        read_only: !letters.is_empty() && !letters.contains('w'),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cri_api::v1::{IdMapping, ImageSpec};
+    use proptest::prelude::*;
+
+    fn host() -> Mount {
+        Mount {
+            container_path: "/data".into(),
+            host_path: "/srv".into(),
+            ..Mount::default()
+        }
+    }
+
+    fn image(name: &str) -> Option<ImageSpec> {
+        Some(ImageSpec {
+            image: name.into(),
+            ..ImageSpec::default()
+        })
+    }
+
+    fn refused(mount: Mount) -> String {
+        convert(&[host(), mount]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn host_directories_and_images_are_told_apart() {
+        let both = [
+            Mount {
+                readonly: true,
+                propagation: MountPropagation::PropagationHostToContainer.into(),
+                ..host()
+            },
+            Mount {
+                container_path: "/v".into(),
+                image: image("vol"),
+                image_sub_path: "a/b".into(),
+                ..Mount::default()
+            },
+        ];
+        let got = convert(&both).unwrap();
+        assert_eq!(
+            got[0].source,
+            MountSource::Host {
+                path: "/srv".into(),
+                host_to_container: true
+            }
+        );
+        assert!(got[0].read_only);
+        assert_eq!(got[1].source, MountSource::Image("vol".into()));
+        assert_eq!(got[1].sub_path, "a/b");
+        assert!(got[1].read_only);
+    }
+
+    #[test]
+    fn impossible_mounts_are_refused_by_field() {
+        let named = |mount: Mount, name: &str| {
+            let error = refused(mount);
+            let start = format!("config.mounts[1].{name}:");
+            assert!(error.starts_with(&start), "{error}");
+        };
+        let bad = |change: fn(&mut Mount)| {
+            let mut mount = host();
+            change(&mut mount);
+            mount
+        };
+        named(bad(|m| m.container_path = "data".into()), "container_path");
+        named(
+            bad(|m| m.container_path = "/a/../b".into()),
+            "container_path",
+        );
+        named(bad(|m| m.host_path = String::new()), "host_path");
+        named(bad(|m| m.image = image("x")), "host_path");
+        named(bad(|m| m.image_sub_path = "x".into()), "image_sub_path");
+        named(bad(|m| m.propagation = 2), "propagation");
+        named(bad(|m| m.propagation = 7), "propagation");
+        named(
+            bad(|m| m.mount_options = vec!["noexec".into()]),
+            "mount_options",
+        );
+        named(
+            bad(|m| m.gid_mappings = vec![IdMapping::default()]),
+            "uidMappings",
+        );
+        named(bad(|m| m.recursive_read_only = true), "recursive_read_only");
+        let climbing = bad(|m| {
+            m.host_path = String::new();
+            m.image = image("x");
+            m.image_sub_path = "../x".into();
+        });
+        named(climbing, "image_sub_path");
+    }
+
+    #[test]
+    fn recursive_read_only_needs_a_private_read_only_mount() {
+        let with = |propagation: i32| Mount {
+            readonly: true,
+            recursive_read_only: true,
+            propagation,
+            ..host()
+        };
+        assert!(convert(&[with(0)]).is_ok());
+        assert!(refused(with(1)).contains("PROPAGATION_PRIVATE"));
+    }
+
+    #[test]
+    fn devices_are_the_guests() {
+        let device = |host: &str, container: &str, permissions: &str| {
+            devices(&[Device {
+                host_path: host.into(),
+                container_path: container.into(),
+                permissions: permissions.into(),
+            }])
+        };
+        let got = device("/dev/fuse", "", "r").unwrap();
+        assert_eq!(
+            (got[0].destination.as_str(), got[0].read_only),
+            ("/dev/fuse", true)
+        );
+        assert!(!device("/dev/fuse", "/dev/f", "rwm").unwrap()[0].read_only);
+        for (host, container, permissions) in [
+            ("/etc/passwd", "", "r"),
+            ("/dev/../etc/passwd", "", "r"),
+            ("/dev/fuse", "f", "r"),
+            ("/dev/fuse", "", "x"),
+        ] {
+            assert!(device(host, container, permissions).is_err(), "{host}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_accepted_path_climbs(path in "[a./]{0,12}") {
+            if relative("p", &path).is_ok() {
+                prop_assert!(!path.starts_with('/'));
+                prop_assert!(path.split('/').all(|part| part != ".."));
+            }
+            if absolute("p", &path).is_ok() {
+                prop_assert!(path.split('/').all(|part| part != ".."));
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! How large a pod's VM is.
+//!
+//! The kubelet gives the sum of its containers' limits, in which a container
+//! without a limit counts as nothing. So the sum is a lower bound: a VM is never
+//! smaller than the configured default, and what it does not use it does not take
+//! from the node.
+
+use crate::Config;
+use crate::error::CriError;
+use crate::resources;
+use cri_api::v1::{LinuxContainerResources, LinuxPodSandboxConfig};
+
+const MIB: u64 = 1 << 20;
+
+/// A VM's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct VmSize {
+    pub(crate) vcpus: u32,
+    pub(crate) memory_mib: u64,
+}
+
+/// The size for a pod with that configuration.
+pub(crate) fn vm_size(
+    linux: Option<&LinuxPodSandboxConfig>,
+    config: &Config,
+) -> Result<VmSize, CriError> {
+    let part = |of: fn(&LinuxPodSandboxConfig) -> &Option<LinuxContainerResources>| {
+        linux.and_then(|linux| of(linux).clone())
+    };
+    size(
+        "config.linux",
+        &part(|linux| &linux.resources).unwrap_or_default(),
+        &part(|linux| &linux.overhead).unwrap_or_default(),
+        config,
+    )
+}
+
+/// The size for those limits and that overhead; `context` names their parent.
+pub(crate) fn size(
+    context: &str,
+    limits: &LinuxContainerResources,
+    overhead: &LinuxContainerResources,
+    config: &Config,
+) -> Result<VmSize, CriError> {
+    let bytes = |of: &LinuxContainerResources| u64::try_from(of.memory_limit_in_bytes).unwrap_or(0);
+    let own_mib = match bytes(overhead) {
+        0 => config.overhead_mib,
+        bytes => bytes.div_ceil(MIB),
+    };
+    let memory_mib = match bytes(limits) {
+        0 => config.memory_mib,
+        bytes => bytes
+            .div_ceil(MIB)
+            .saturating_add(own_mib)
+            .max(config.memory_mib),
+    };
+    let memory_mib = memory_mib.max(vm_spec::MIN_MEMORY_MIB);
+    if memory_mib > config.max_memory_mib {
+        return Err(CriError::invalid(
+            format!("{context}.resources.memory_limit_in_bytes"),
+            format!(
+                "{memory_mib} MiB (with {own_mib} MiB for the guest itself); this node gives a pod at most {} MiB",
+                config.max_memory_mib
+            ),
+        ));
+    }
+    let (quota, period) = resources::cpu(&format!("{context}.resources"), limits)?;
+    let asked = match quota {
+        0 => u64::from(config.vcpus),
+        quota => quota.div_ceil(period).max(u64::from(config.vcpus)),
+    };
+    let most = vm_spec::MAX_VCPUS;
+    let vcpus = u32::try_from(asked).ok().filter(|vcpus| *vcpus <= most);
+    let vcpus = vcpus.ok_or_else(|| {
+        CriError::invalid(
+            format!("{context}.resources.cpu_quota"),
+            format!("{asked} CPUs; a pod's VM has at most {most}"),
+        )
+    })?;
+    Ok(VmSize { vcpus, memory_mib })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn limits(cpu_quota: i64, memory_mib: i64) -> LinuxContainerResources {
+        LinuxContainerResources {
+            cpu_quota,
+            cpu_period: 100_000,
+            memory_limit_in_bytes: memory_mib << 20,
+            ..LinuxContainerResources::default()
+        }
+    }
+
+    fn config() -> Config {
+        Config::new("0", 4096)
+    }
+
+    fn of(limits: &LinuxContainerResources, overhead_mib: i64) -> Result<VmSize, CriError> {
+        let overhead = self::limits(0, overhead_mib);
+        size("c", limits, &overhead, &config())
+    }
+
+    #[test]
+    fn pod_that_names_nothing_gets_the_default() {
+        let default = VmSize {
+            vcpus: 1,
+            memory_mib: 512,
+        };
+        assert_eq!(vm_size(None, &config()).unwrap(), default);
+        assert_eq!(of(&limits(0, 0), 0).unwrap(), default);
+        assert_eq!(of(&limits(50_000, 16), 0).unwrap(), default);
+    }
+
+    #[test]
+    fn limits_and_overhead_are_added() {
+        let size = of(&limits(250_000, 1000), 0).unwrap();
+        assert_eq!((size.vcpus, size.memory_mib), (3, 1064));
+        assert_eq!(of(&limits(0, 1000), 200).unwrap().memory_mib, 1200);
+    }
+
+    #[test]
+    fn what_no_vm_can_have_is_refused_by_field() {
+        let error = of(&limits(0, 5000), 0).unwrap_err().to_string();
+        assert!(error.starts_with("c.resources.memory_limit"), "{error}");
+        let error = of(&limits(100 * 100_000, 0), 0).unwrap_err().to_string();
+        assert!(error.starts_with("c.resources.cpu_quota"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn vm_holds_every_limit(quota in 1i64..6_400_000, memory in 1i64..4000) {
+            let size = of(&limits(quota, memory), 1).unwrap();
+            prop_assert!(i64::from(size.vcpus) * 100_000 >= quota);
+            prop_assert!(size.memory_mib > memory.unsigned_abs());
+        }
+    }
+}
