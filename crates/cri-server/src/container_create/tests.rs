@@ -5,7 +5,7 @@ use image_store::ImageConfig;
 use sandbox::{Engine, Sandbox, SandboxState};
 
 fn image() -> Image {
-    let digest = |digit: &str| digit.repeat(64).parse().unwrap();
+    let digest = |digit: &str| format!("sha256:{}", digit.repeat(64)).parse().unwrap();
     Image {
         id: digest("a"),
         chain_id: digest("b"),
