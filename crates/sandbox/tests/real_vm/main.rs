@@ -1,0 +1,9 @@
+//! What runs in a sandbox, in real VMs under the qemu engine: what `cargo xtask
+//! setup` builds must be there, otherwise the tests say so and pass.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+mod commands;
+mod figures;
+mod logs;
+mod many;
+mod node;
