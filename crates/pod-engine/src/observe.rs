@@ -1,7 +1,7 @@
 //! What the sandbox crate says, into the pod's record: pure.
 
 use crate::record::{PodRecord, Stage};
-use crate::state::{self, Ended, Rules, Slot};
+use crate::state::{self, Ended, Rules, Slot, VM_DIED};
 use sandbox::{Container, ContainerState, Sandbox};
 
 /// A ready sandbox.
@@ -10,7 +10,7 @@ pub(crate) fn sandbox(record: &mut PodRecord, sandbox: &Sandbox) {
     if pod.started_at_ns == 0 {
         pod.started_at_ns = sandbox.ready_at_ns;
         pod.stages.clone_from(&sandbox.stages);
-        if pod.reason == "VmDied" || pod.reason == "FailedCreatePodSandBox" {
+        if pod.reason == VM_DIED || pod.reason == "FailedCreatePodSandBox" {
             pod.reason.clear();
             pod.message.clear();
         }
@@ -73,7 +73,7 @@ fn one(record: &mut PodRecord, rules: &Rules, slot: Slot, container: &Container)
         (ContainerState::Exited, Some(exit)) => {
             status.started_at_ns = container.started_at_ns;
             let reason = match exit {
-                exit if exit.lost.is_some() => "VmDied",
+                exit if exit.lost.is_some() => VM_DIED,
                 exit if exit.oom_killed => "OOMKilled",
                 exit if exit.code == 0 => "Completed",
                 _ => "Error",

@@ -188,7 +188,7 @@ impl Task {
             if let Some(vm) = &mut record.pod.vm {
                 vm.vmm_pid = 0;
             }
-            record.pod.reason = "VmDied".to_owned();
+            record.pod.reason = state::VM_DIED.to_owned();
             record.pod.message = format!("the pod's virtual machine ended: {cause}");
             record.pod.phase = state::phase(record);
         })
@@ -336,13 +336,7 @@ impl Task {
                 pod.reason.clear();
                 pod.message.clear();
             } else if pod.reason.is_empty() {
-                let failed: Vec<String> = pod
-                    .all_containers()
-                    .filter(|c| c.state == ContainerState::Terminated && c.exit_code != 0)
-                    .map(|c| format!("{} ended with code {} ({})", c.name, c.exit_code, c.reason))
-                    .collect();
-                pod.reason = "ContainersFailed".to_owned();
-                pod.message = failed.join(", ");
+                (pod.reason, pod.message) = state::failure(pod);
             }
         })
     }

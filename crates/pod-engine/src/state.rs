@@ -21,11 +21,14 @@
 
 use crate::backoff::Backoff;
 use crate::manifest::RestartPolicy;
-use crate::record::{ContainerState, ContainerStatus, Phase, PodRecord};
+use crate::record::{ContainerState, ContainerStatus, Phase, Pod, PodRecord};
 use std::time::Duration;
 
 /// Exit code of a container that could not be started.
 pub(crate) const CODE_NOT_STARTED: i32 = 128;
+
+/// Reason of pods and containers whose virtual machine ended by itself.
+pub(crate) const VM_DIED: &str = "VmDied";
 
 /// A container of the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -267,7 +270,7 @@ pub(crate) fn vm_died(record: &mut PodRecord, rules: &Rules, cause: &str, now_ns
             let how = Ended {
                 code: 137,
                 signal: 0,
-                reason: "VmDied",
+                reason: VM_DIED,
                 message: cause.to_owned(),
                 finished_at_ns: now_ns,
             };
@@ -298,7 +301,7 @@ pub(crate) fn vm_died(record: &mut PodRecord, rules: &Rules, cause: &str, now_ns
         .restart_ms(record.sandbox_backoff_ms, Duration::from_nanos(ran));
     record.sandbox_backoff_ms = next;
     record.sandbox_not_before_ns = after(now_ns, pause);
-    record.pod.reason = "VmDied".to_owned();
+    record.pod.reason = VM_DIED.to_owned();
     record.pod.message = cause.to_owned();
 }
 
@@ -322,6 +325,22 @@ pub(crate) fn give_up_waiting(record: &mut PodRecord) {
 fn after(now_ns: i64, pause_ms: u64) -> i64 {
     let pause = i64::try_from(pause_ms).unwrap_or(i64::MAX);
     now_ns.saturating_add(pause.saturating_mul(1_000_000))
+}
+
+/// Why a pod failed whose containers ended badly: reason and message. A VM's end
+/// is one cause, however many containers went with it.
+pub(crate) fn failure(pod: &Pod) -> (String, String) {
+    let failed = || {
+        pod.all_containers()
+            .filter(|c| c.state == ContainerState::Terminated && c.exit_code != 0)
+    };
+    if let Some(lost) = failed().find(|c| c.reason == VM_DIED) {
+        return (VM_DIED.to_owned(), lost.message.clone());
+    }
+    let said: Vec<String> = failed()
+        .map(|c| format!("{} ended with code {} ({})", c.name, c.exit_code, c.reason))
+        .collect();
+    ("ContainersFailed".to_owned(), said.join(", "))
 }
 
 #[cfg(test)]

@@ -183,7 +183,10 @@ fn dead_vm_fails_a_pod_that_never_restarts_and_gives_others_a_new_one() {
     run(&mut pod, CONTAINER, 1);
     vm_died(&mut pod, &rules(RestartPolicy::Never), "panic", 5);
     assert_eq!(next(&pod, false, 6), Next::Finish(Phase::Failed));
-    assert_eq!(pod.status(CONTAINER).reason, "VmDied");
+    assert_eq!(pod.status(CONTAINER).reason, VM_DIED);
+    let (reason, message) = failure(&pod.pod);
+    assert_eq!(reason, VM_DIED);
+    assert!(message.contains("panic"), "{message}");
 
     let mut pod = record(1, 1);
     let init = Slot {
