@@ -39,6 +39,8 @@ pub(crate) struct ContainerEntry {
     pub(crate) operation: tokio::sync::Mutex<()>,
     /// Held while the start is recorded, so that an exit is recorded after it.
     pub(crate) starting: tokio::sync::Mutex<()>,
+    /// Held while its limits are changed.
+    pub(crate) updating: tokio::sync::Mutex<()>,
     /// Its exit as the agent told it, while the rest of its output is awaited.
     known_exit: Mutex<Option<Exit>>,
 }
@@ -127,6 +129,7 @@ impl ContainerEntry {
             record,
             operation: tokio::sync::Mutex::new(()),
             starting: tokio::sync::Mutex::new(()),
+            updating: tokio::sync::Mutex::new(()),
             known_exit: Mutex::new(None),
         }
     }

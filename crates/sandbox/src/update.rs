@@ -17,7 +17,8 @@ pub(crate) async fn container(
     limits: ResourceSpec,
 ) -> Result<(), SandboxError> {
     vm_plan::check_resources(&limits)?;
-    let _operation = item.operation.lock().await;
+    // Not the operation's lock: a removal waits for no guest that is silent here.
+    let _turn = item.updating.lock().await;
     if !matches!(
         item.state(),
         ContainerState::Created | ContainerState::Running
