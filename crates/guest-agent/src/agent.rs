@@ -44,6 +44,8 @@ pub(crate) struct Agent {
     /// Containers whose stream connections are to be looked after: they ended,
     /// or are removed.
     pub(crate) ended: Vec<String>,
+    /// Processes reaped that are no container's first.
+    pub(crate) others: Vec<(Pid, WaitStatus)>,
     pub(crate) stopping: bool,
 }
 
@@ -59,6 +61,7 @@ impl Agent {
             events: EventLog::default(),
             answers: Vec::new(),
             ended: Vec::new(),
+            others: Vec::new(),
             stopping: false,
         }
     }
@@ -373,6 +376,7 @@ impl Agent {
         }
         let found = self.containers.iter().find(|(_, c)| c.pid == Some(pid));
         let Some(id) = found.map(|(id, _)| id.clone()) else {
+            self.others.push((pid, status));
             return;
         };
         // What it said last may still wait to be read.

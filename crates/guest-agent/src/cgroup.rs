@@ -70,6 +70,20 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// One that exists already.
+    #[cfg(test)]
+    pub(crate) fn at(path: String) -> Self {
+        Self { path }
+    }
+
+    /// Makes a cgroup inside it, for a process executed there and what that
+    /// starts. It has no limits of its own: those of its parent count.
+    pub(crate) fn create_below(&self, name: &str) -> Result<Self, Errno> {
+        let path = format!("{}/{name}", self.path);
+        rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))?;
+        Ok(Self { path })
+    }
+
     /// A descriptor of it, for making processes inside.
     pub(crate) fn open(&self) -> Result<OwnedFd, AgentError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -117,8 +131,16 @@ impl Cgroup {
     /// Whether the OOM killer ended a process of it. False where the kernel does
     /// not say.
     pub(crate) fn oom_killed(&self) -> bool {
+        self.oom_kills() > 0
+    }
+
+    /// How many of its processes the OOM killer has ended; 0 where the kernel
+    /// does not say.
+    pub(crate) fn oom_kills(&self) -> u64 {
         fs::read_to_string(format!("{}/memory.events", self.path))
-            .is_ok_and(|text| flat_key(&text, "oom_kill").is_some_and(|n| n > 0))
+            .ok()
+            .and_then(|text| flat_key(&text, "oom_kill"))
+            .unwrap_or(0)
     }
 
     /// Removes it and the cgroups that its processes made below; EBUSY while a

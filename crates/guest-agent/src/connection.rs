@@ -11,7 +11,7 @@ const MAX_BACKLOG: usize = 4 << 20;
 /// Backlog in bytes beyond which no further request is taken.
 const PAUSE_BACKLOG: usize = 256 << 10;
 
-/// A connection, of either port, that still carries frames.
+/// A connection that (still) carries frames.
 #[derive(Debug)]
 pub(crate) struct Framed {
     socket: OwnedFd,
@@ -115,6 +115,28 @@ impl Framed {
             }
         }
         Ok(())
+    }
+
+    /// Bytes that wait to be sent.
+    pub(crate) fn backlog(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Drops what the peer sends.
+    pub(crate) fn discard(&mut self, scratch: &mut [u8]) -> Result<(), ConnectionError> {
+        loop {
+            match rustix::io::read(&self.socket, &mut *scratch) {
+                Ok(0) => return Err(ConnectionError::Closed),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Tells the peer that nothing more comes.
+    pub(crate) fn finish(&self) {
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
     }
 
     /// The socket and the bytes behind the last message, for a connection that

@@ -1,8 +1,8 @@
-//! spherule-init: PID 1 of a pod's guest. Prepares the guest, listens on two
+//! spherule-init: PID 1 of a pod's guest. Prepares the guest, listens on
 //! vsock ports for the host (crate `guest-api`), and runs the pod's containers.
 //!
-//! One process, one thread, one epoll loop ([`server`]); it forks only a first
-//! process for each container ([`container`]). What happens, in order: [`boot`]
+//! One process, one thread, one epoll loop ([`server`]); it forks a first process
+//! for each container ([`container`]) and one for each exec session ([`exec`]). What happens, in order: [`boot`]
 //! mounts; [`server`] accepts; [`sandbox`] sets up what the containers share;
 //! containers come and go; [`shutdown`] ends the VM. If PID 1 cannot go on, it
 //! says why in the kernel's log and exits, and the kernel panics: the host sees
@@ -16,6 +16,7 @@ mod container;
 mod disks;
 mod error;
 mod events;
+mod exec;
 mod fs_mount;
 mod layout;
 mod listener;
@@ -32,7 +33,7 @@ mod volumes;
 
 use agent::Agent;
 use error::{AgentError, Doing};
-use guest_api::{CONTROL_PORT, STREAM_PORT};
+use guest_api::{CONTROL_PORT, EXEC_PORT, STREAM_PORT};
 use listener::Listener;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -59,7 +60,11 @@ fn run(started_ns: u64) -> Result<(), AgentError> {
     let signals = child_signals().doing(|| "watching for ended processes".into())?;
     let mut server =
         Server::new(Agent::new(started_ns), signals).doing(|| "making the event loop".into())?;
-    for (number, port) in [(CONTROL_PORT, Port::Control), (STREAM_PORT, Port::Stream)] {
+    for (number, port) in [
+        (CONTROL_PORT, Port::Control),
+        (STREAM_PORT, Port::Stream),
+        (EXEC_PORT, Port::Exec),
+    ] {
         Listener::bind(number)
             .and_then(|listener| server.listen(listener, port))
             .doing(|| format!("listening on vsock port {number}"))?;

@@ -2,6 +2,9 @@
 //! requests to [`Agent`], delivers its answers and events, and moves containers'
 //! streams.
 
+#[cfg(test)]
+mod exec_tests;
+mod execs;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -10,10 +13,12 @@ use crate::agent::Agent;
 use crate::connection::{ConnectionError, Framed};
 use crate::container::Caller;
 use crate::error::AgentError;
+use crate::exec::session::End;
 use crate::listener::Listener;
 use crate::log;
 use crate::poller::{Poller, Wakeup};
 use crate::stream::{CHUNK, Link};
+use execs::Execs;
 use guest_api::proto::client_message::Call;
 use guest_api::proto::response::Result as Answer;
 use guest_api::proto::server_message::Kind;
@@ -41,13 +46,16 @@ enum Source {
     /// Both ends of an open stream name its link.
     Connection(u64),
     Container(u64),
+    /// A descriptor of an exec session.
+    Exec(u64, End),
 }
 
-/// Which of the two ports a connection came to.
+/// Which of the ports a connection came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Port {
     Control,
     Stream,
+    Exec,
 }
 
 #[derive(Debug)]
@@ -79,6 +87,7 @@ pub(crate) struct Server {
     /// Links that had to give way before they were done.
     unfinished: Vec<u64>,
     scratch: Vec<u8>,
+    execs: Execs,
 }
 
 impl Server {
@@ -98,6 +107,7 @@ impl Server {
             next_link: 0,
             unfinished: Vec::new(),
             scratch: vec![0; CHUNK],
+            execs: Execs::default(),
         })
     }
 
@@ -123,13 +133,14 @@ impl Server {
         let (busy, waiting) = self.agent.advance_removals();
         self.look_after_ended();
         self.deliver();
-        let timeout = if busy || !self.unfinished.is_empty() {
+        let timeout = if busy || !self.unfinished.is_empty() || self.execs.is_busy() {
             Some(Duration::ZERO)
         } else if waiting {
             Some(RETRY)
         } else {
             limit
         };
+        let timeout = self.execs.limit(timeout);
         let wakeups = match self.poller.wait(timeout) {
             Err(Errno::INTR) => Vec::new(),
             other => other?,
@@ -137,6 +148,7 @@ impl Server {
         for id in std::mem::take(&mut self.unfinished) {
             self.pump(id);
         }
+        self.go_on_with_execs();
         for wakeup in wakeups {
             self.on_wakeup(wakeup);
         }
@@ -151,6 +163,7 @@ impl Server {
             Some(Source::Signals) => {
                 while let Ok(Some(_)) = self.signals.read_signal() {}
                 self.agent.reap();
+                self.on_others_reaped();
             }
             Some(Source::Listener(port)) => self.accept(token, port),
             Some(Source::Control) => {
@@ -161,6 +174,7 @@ impl Server {
             Some(Source::Newcomer) => self.on_newcomer(token),
             Some(Source::Connection(id)) => self.on_connection(id, flags),
             Some(Source::Container(id)) => self.pump(id),
+            Some(Source::Exec(id, end)) => self.on_exec(id, end, flags),
             None => self.on_handover(token),
         }
     }
@@ -194,9 +208,13 @@ impl Server {
 
     /// Takes over a connection from the host.
     pub(crate) fn add_connection(&mut self, socket: OwnedFd, port: Port) {
-        if self.controls.len() + self.newcomers.len() + self.links.len() >= MAX_CONNECTIONS {
+        let connections = self.controls.len() + self.newcomers.len() + self.links.len();
+        if connections + self.execs.len() >= MAX_CONNECTIONS {
             log::warn("too many connections, one was closed");
             return;
+        }
+        if port == Port::Exec {
+            return self.add_exec(socket);
         }
         let added = Framed::new(socket).and_then(|framed| {
             let token = self.poller.add(framed.fd(), EventFlags::IN)?;
@@ -217,6 +235,7 @@ impl Server {
                 self.sources.insert(token, Source::Newcomer);
                 self.newcomers.insert(token, framed);
             }
+            Port::Exec => {}
         }
     }
 

@@ -140,10 +140,11 @@ fn enter_working_directory(root: &Root, cwd: &str, identity: &Identity) -> Resul
 }
 
 fn set_limits(checked: &Checked) -> Result<(), AgentError> {
-    // The agent's own soft limit is higher than select(2) bears.
+    // The agent's own soft limit is higher than select(2) bears; its hard limit
+    // is the container's too.
     let files = Rlimit {
         current: Some(layout::DEFAULT_FILES),
-        maximum: Some(layout::MAX_FILES),
+        maximum: rustix::process::getrlimit(Resource::Nofile).maximum,
     };
     rustix::process::setrlimit(Resource::Nofile, files)
         .doing(|| "setting the limit of open files".into())?;

@@ -1,0 +1,12 @@
+//! Exec sessions: a process in a running container, one to a connection.
+//!
+//! The host connects to the exec port and sends a request ([`request`]); a child
+//! of the agent joins the container and becomes the program ([`child`]); from
+//! then on frames carry its input, output and exit ([`session`]). Every session
+//! has a cgroup of its own below its container's, and whatever is still in it
+//! when the connection ends is killed, in whichever process session or group it
+//! may be.
+
+pub(crate) mod child;
+pub(crate) mod request;
+pub(crate) mod session;
