@@ -46,6 +46,7 @@ mod registry;
 mod remove;
 mod run;
 mod scratch;
+mod shares;
 mod spec;
 mod stats;
 mod stop;

@@ -117,6 +117,9 @@ pub enum Step {
     /// The image's extent in the VM by its name, the image's chain id; shared by
     /// the containers of one image.
     ImageExtent(String),
+    /// A directory or file of the host in the VM, by its name there; shared by
+    /// the containers that mount it.
+    Share(String),
     /// The container in the guest.
     GuestContainer,
     /// The container's log in the VMM.

@@ -140,6 +140,8 @@ async fn adopt(inner: &Arc<Inner>, entry: &Arc<Entry>, sandbox: &Sandbox) -> Opt
                     images.insert(extent.name.clone(), extent);
                 }
             }
+            let mut shares = entry.shares.lock().await;
+            shares.extend(state.shares.into_iter().map(|s| (s.name, s.read_only)));
         }
         Err(error) => {
             tracing::warn!(sandbox = entry.id, %error, "its VMM lives but does not answer; ending it");

@@ -1,7 +1,7 @@
 //! The sandboxes and containers of this daemon, by id and by name.
 //!
 //! Locks, in this order: `Sandboxes::registry` (never held over an await),
-//! [`Entry::operation`], [`ContainerEntry::operation`], [`Entry::images`],
+//! [`Entry::operation`], [`ContainerEntry::operation`], [`Entry::images`], [`Entry::shares`],
 //! [`ContainerEntry::starting`]. The record's own lock comes last.
 
 use crate::error::SandboxError;
@@ -27,6 +27,8 @@ pub(crate) struct Entry {
     containers: Mutex<BTreeMap<String, Arc<ContainerEntry>>>,
     /// Images in the VM, by id.
     pub(crate) images: tokio::sync::Mutex<HashMap<String, Extent>>,
+    /// Shares in the VM: whether each is read-only.
+    pub(crate) shares: tokio::sync::Mutex<HashMap<String, bool>>,
     live: Mutex<Option<Arc<Live>>>,
 }
 
@@ -61,6 +63,7 @@ impl Entry {
             updating: tokio::sync::Mutex::new(()),
             containers: Mutex::default(),
             images: tokio::sync::Mutex::default(),
+            shares: tokio::sync::Mutex::default(),
             live: Mutex::default(),
         }
     }

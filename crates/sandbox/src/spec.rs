@@ -79,6 +79,9 @@ pub struct SandboxSpec {
     /// Directories that containers share.
     #[serde(default)]
     pub volumes: Vec<VolumeSpec>,
+    /// Containers may mount directories and files of the host.
+    #[serde(default)]
+    pub shares: bool,
     /// Text of /etc/hosts; empty: the image's own stays.
     #[serde(default)]
     pub etc_hosts: String,

@@ -78,7 +78,11 @@ async fn undo_step(
             Ok(())
         }
         // Steps of containers are on containers' stacks.
-        Step::ImageLease(_) | Step::ImageExtent(_) | Step::GuestContainer | Step::Log => Ok(()),
+        Step::ImageLease(_)
+        | Step::ImageExtent(_)
+        | Step::Share(_)
+        | Step::GuestContainer
+        | Step::Log => Ok(()),
     }
 }
 

@@ -137,6 +137,7 @@ pub(crate) fn boot(
         memory_mib: spec.memory_mib,
         extra_cmdline: extra_cmdline.to_owned(),
         kernel_log_limit,
+        ..BootRequest::default()
     }
 }
 

@@ -7,7 +7,7 @@ use crate::error::{SandboxError, chain};
 use crate::process_end::ProcessEnd;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -151,6 +151,25 @@ impl Vmm {
     pub(crate) async fn detach_disk(&self, name: &str) -> Result<(), SandboxError> {
         let name = name.to_owned();
         self.call("detach a disk", move |vmm| vmm.detach_disk(&name))
+            .await
+    }
+
+    pub(crate) async fn attach_share(
+        &self,
+        name: &str,
+        read_only: bool,
+        root: OwnedFd,
+    ) -> Result<(), SandboxError> {
+        let name = name.to_owned();
+        self.call("share a directory", move |vmm| {
+            vmm.attach_share(&name, read_only, root.as_fd())
+        })
+        .await
+    }
+
+    pub(crate) async fn detach_share(&self, name: &str) -> Result<(), SandboxError> {
+        let name = name.to_owned();
+        self.call("take a share back", move |vmm| vmm.detach_share(&name))
             .await
     }
 

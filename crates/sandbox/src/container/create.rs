@@ -7,7 +7,8 @@ use crate::record::{Container, ContainerState, SandboxState, Stage, Step, stages
 use crate::recorded::Recorded;
 use crate::registry::{ContainerEntry, Entry};
 use crate::spec::{ContainerSpec, MountSource};
-use crate::{Inner, container, vm_plan};
+use crate::vm_plan::Mounted;
+use crate::{Inner, container, shares, vm_plan};
 use guest_api::proto::client_message::Call;
 use std::sync::Arc;
 use vm_spec::proto::{Bay, Extent};
@@ -81,8 +82,13 @@ async fn try_create(
     let mut mounted = Vec::new();
     for mount in &spec.mounts {
         mounted.push(match &mount.source {
-            MountSource::Image(name) => Some(use_image(inner, entry, item, &live, name).await?.1),
-            _ => None,
+            MountSource::Image(name) => {
+                Mounted::Image(use_image(inner, entry, item, &live, name).await?.1)
+            }
+            MountSource::Host { path, .. } => {
+                Mounted::Share(shares::attach(entry, item, &live, path, mount.read_only).await?)
+            }
+            MountSource::Volume(_) => Mounted::Volume,
         });
     }
     let attached = clock.stage(stages::IMAGE_ATTACH);

@@ -92,6 +92,7 @@ pub(crate) async fn undo_container_step(
             }
             Ok(())
         }
+        (Step::Share(name), Some(live)) => crate::shares::detach(entry, item, &live, name).await,
         (Step::ImageLease(_), _) => inner.images.release(&item.id).await,
         _ => Ok(()),
     }

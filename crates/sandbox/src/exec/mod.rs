@@ -66,11 +66,12 @@ pub struct ExecSession {
 pub enum ExecInput {
     /// Bytes of any number.
     Stdin(Vec<u8>),
-    /// There is no more input. Of a terminal: its end-of-file character.
+    /// There is no more input. A terminal has no end but what is typed (^D), so
+    /// there it only ends the caller's part.
     StdinClosed,
     /// Of a command with a terminal.
     Resize(TerminalSize),
-    /// To the command's first process.
+    /// To the command's first process; 1 to 64, another number ends the session.
     Signal(u32),
 }
 
