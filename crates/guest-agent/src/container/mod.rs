@@ -16,6 +16,8 @@ mod hidden;
 pub(crate) mod init;
 mod layer;
 mod mounts;
+#[cfg(test)]
+mod on_host;
 mod removal;
 pub(crate) mod request;
 mod rights;

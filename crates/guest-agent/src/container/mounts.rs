@@ -195,6 +195,12 @@ fn in_share(mount: &Mount, field: &str) -> Result<Result<OwnedFd, Errno>, AgentE
             AgentError::invalid(format!("{field}.share"), problem)
         })?;
     if mount.sub_path.is_empty() {
+        // A link's target would be the host's word for a place in the guest.
+        let stat = rustix::fs::fstat(&share).doing(|| format!("looking at {}", mount.share))?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            let problem = format!("the share {} is a symbolic link", mount.share);
+            return Err(AgentError::invalid(format!("{field}.share"), problem));
+        }
         return Ok(Ok(share));
     }
     // Of a read-only share nothing is made.

@@ -14,7 +14,7 @@ use crate::fs_mount;
 use crate::layout;
 use crate::rooted::{Escape, Missing, Rooted};
 use crate::sys::mount_attr;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags as Attr, MountPropagationFlags, UnmountFlags};
 use std::os::fd::{AsFd, OwnedFd};
@@ -183,18 +183,25 @@ impl Root {
     }
 
     fn attach_planned(&self, plan: &Planned) -> Result<(), AgentError> {
-        self.rooted()
-            .open_or_make(&plan.destination, plan.missing)
-            .and_then(|target| fs_mount::attach(&plan.mount, target))
-            .map_err(|e| {
-                let why = match e {
-                    Errno::NOTDIR => "a file and a directory do not fit on each other".to_owned(),
-                    e => e.to_string(),
-                };
-                AgentError::invalid(
-                    plan.field.clone(),
-                    format!("mounting {} in the container: {why}", plan.destination),
-                )
-            })
+        let attach = || {
+            let target = self
+                .rooted()
+                .open_or_make(&plan.destination, plan.missing)?;
+            let kind = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
+            if (kind == FileType::Directory) != (plan.missing == Missing::Directory) {
+                return Err(Errno::NOTDIR);
+            }
+            fs_mount::attach(&plan.mount, target)
+        };
+        attach().map_err(|e| {
+            let why = match e {
+                Errno::NOTDIR => "a file and a directory do not fit on each other".to_owned(),
+                e => e.to_string(),
+            };
+            AgentError::invalid(
+                plan.field.clone(),
+                format!("mounting {} in the container: {why}", plan.destination),
+            )
+        })
     }
 }

@@ -145,6 +145,9 @@ fn resolve_in(user: &User, passwd_text: &str, group_text: &str) -> Result<Identi
         );
     }
     supplementary.extend(&user.additional_gids);
+    // Also where setgroups or a set-group-ID file changes the first: what a file
+    // denies to the group it denies to this user (CVE-2022-36109).
+    supplementary.push(gid);
     supplementary.sort_unstable();
     supplementary.dedup();
     if supplementary.len() > MAX_GROUPS {
@@ -193,22 +196,22 @@ mod tests {
 
     #[test]
     fn each_form_of_an_images_user_resolves() {
-        let app = identity(1000, 1001, &[10, 44], "/home/app");
-        assert_eq!(named("").unwrap(), identity(0, 0, &[10], "/root"));
+        let app = identity(1000, 1001, &[10, 44, 1001], "/home/app");
+        assert_eq!(named("").unwrap(), identity(0, 0, &[0, 10], "/root"));
         assert_eq!(named("app").unwrap(), app);
         assert_eq!(named("1000").unwrap(), app);
         assert_eq!(named("1000:").unwrap(), app);
         assert_eq!(
             named("app:video").unwrap(),
-            Identity {
-                gid: 44,
-                ..app.clone()
-            }
+            identity(1000, 44, &[10, 44], "/home/app")
         );
-        assert_eq!(named("app:99").unwrap(), Identity { gid: 99, ..app });
-        assert_eq!(named("5:6").unwrap(), identity(5, 6, &[], "/"));
+        assert_eq!(
+            named("app:99").unwrap(),
+            identity(1000, 99, &[10, 44, 99], "/home/app")
+        );
+        assert_eq!(named("5:6").unwrap(), identity(5, 6, &[6], "/"));
         // A name made of digits is a name.
-        assert_eq!(named("4242").unwrap(), identity(7, 8, &[], "/seven"));
+        assert_eq!(named("4242").unwrap(), identity(7, 8, &[8], "/seven"));
     }
 
     #[test]
@@ -230,7 +233,7 @@ mod tests {
             strict_groups: false,
         };
         let got = resolve_in(&user, PASSWD, GROUP).unwrap();
-        assert_eq!(got, identity(0, 0, &[5, 10], "/root"));
+        assert_eq!(got, identity(0, 0, &[0, 5, 10], "/root"));
         let user = User {
             gid: Some(3),
             ..user
@@ -247,7 +250,7 @@ mod tests {
             ..User::default()
         };
         let got = resolve_in(&user, PASSWD, GROUP).unwrap();
-        assert_eq!(got, identity(1000, 1001, &[5], "/home/app"));
+        assert_eq!(got, identity(1000, 1001, &[5, 1001], "/home/app"));
     }
 
     #[test]
@@ -258,7 +261,7 @@ mod tests {
         };
         assert_eq!(
             resolve_in(&user, "", "").unwrap(),
-            identity(12, 0, &[], "/")
+            identity(12, 0, &[0], "/")
         );
     }
 
