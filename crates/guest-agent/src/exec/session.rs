@@ -239,7 +239,8 @@ impl Session {
             self.framed.flush()?;
             self.take_messages()?;
             let wrote = self.write_input();
-            let read = self.read_output(scratch)?;
+            // The host is told first that the process runs.
+            let read = self.phase != Phase::Starting && self.read_output(scratch)?;
             if let Phase::Draining(exit) = self.phase
                 && self.stdout.is_none()
                 && self.stderr.is_none()
