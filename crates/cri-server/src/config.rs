@@ -16,6 +16,9 @@ pub struct Config {
     pub overhead_mib: u64,
     /// Largest memory in MiB of one VM.
     pub max_memory_mib: u64,
+    /// What the daemon found of its node (engine and why, directories), for the
+    /// verbose form of Status.
+    pub facts: serde_json::Value,
 }
 
 impl Config {
@@ -29,6 +32,7 @@ impl Config {
             memory_mib: 512,
             overhead_mib: 64,
             max_memory_mib,
+            facts: serde_json::Value::Null,
         }
     }
 

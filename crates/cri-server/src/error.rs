@@ -1,7 +1,8 @@
 //! Why a call failed, and the gRPC code that says so. The only place with codes.
 
-use image_store::ImageError;
+use image_store::{ImageError, PullError, RegistryError};
 use sandbox::SandboxError;
+use state_store::StateError;
 use tonic::{Code, Status};
 
 /// Why a call failed.
@@ -50,6 +51,9 @@ pub enum CriError {
     /// The image store's answer.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The records of this server cannot be read or written.
+    #[error("the record of events cannot be kept")]
+    State(#[from] StateError),
     /// A record of this server cannot be read.
     #[error("the CRI record of {id} is damaged; remove it")]
     Record {
@@ -79,7 +83,7 @@ impl CriError {
             Self::Sandbox(error) => sandbox_code(error),
             Self::Image(error) => image_code(error),
             Self::Record { .. } => Code::DataLoss,
-            Self::TaskDied(_) => Code::Internal,
+            Self::State(_) | Self::TaskDied(_) => Code::Internal,
         }
     }
 }
@@ -106,7 +110,32 @@ fn image_code(error: &ImageError) -> Code {
         ImageError::InUse { .. } => Code::FailedPrecondition,
         ImageError::Shared(error) => image_code(error),
         _ if error.is_no_space() => Code::ResourceExhausted,
+        ImageError::Pull(error) => pull_code(error),
+        // The image is what it should not be.
+        ImageError::Manifest(_)
+        | ImageError::Layer { .. }
+        | ImageError::DiffId { .. }
+        | ImageError::Content { .. }
+        | ImageError::TooLarge { .. } => Code::FailedPrecondition,
         _ => Code::Internal,
+    }
+}
+
+fn pull_code(error: &PullError) -> Code {
+    match error {
+        PullError::NoRegistry { .. } => Code::InvalidArgument,
+        PullError::Hosts { .. } | PullError::NoHost { .. } | PullError::CredentialsFile(_) => {
+            Code::FailedPrecondition
+        }
+        PullError::GivenUp => Code::Cancelled,
+        PullError::Registry { source, .. } => match source {
+            RegistryError::NotFound => Code::NotFound,
+            RegistryError::Unauthorized | RegistryError::Challenge { .. } => Code::Unauthenticated,
+            RegistryError::Digest { .. }
+            | RegistryError::TooLong { .. }
+            | RegistryError::Redirect(_) => Code::FailedPrecondition,
+            _ => Code::Unavailable,
+        },
     }
 }
 

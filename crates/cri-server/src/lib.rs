@@ -8,6 +8,7 @@
 //! exist for its clients, so that no kubelet ends what it did not start.
 
 mod capabilities;
+mod clock;
 mod config;
 mod container_attach;
 mod container_checkpoint;
@@ -26,9 +27,19 @@ mod convert;
 mod dns;
 mod error;
 mod events;
+mod events_ledger;
+mod events_missing;
 mod filters;
+mod image_convert;
+mod image_fs_info;
+mod image_list;
+mod image_pull;
+mod image_remove;
 mod image_service;
+mod image_status;
+mod image_stream;
 mod metrics;
+mod metrics_table;
 mod mounts;
 mod namespaces;
 mod pages;
@@ -54,6 +65,8 @@ mod service;
 mod signals;
 mod sizing;
 mod stats;
+mod stats_convert;
+mod stats_figures;
 mod status;
 mod version;
 

@@ -1,7 +1,9 @@
 //! RuntimeService: delegates to one function a call, traces, maps errors.
 
 use crate::error::{CriError, chain};
+use crate::events_ledger::Ledger;
 use crate::pages::Pages;
+use crate::stats_figures::Figures;
 use crate::{
     Config, container_attach, container_checkpoint, container_create, container_exec,
     container_exec_sync, container_list, container_remove, container_reopen_log, container_start,
@@ -14,6 +16,7 @@ use cri_api::v1::runtime_service_server::RuntimeService;
 use cri_api::v1::*;
 use image_store::ImageStore;
 use sandbox::Sandboxes;
+use state_store::StateStore;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,12 +28,22 @@ pub struct RuntimeServer {
     pub(crate) sandboxes: Sandboxes,
     pub(crate) images: ImageStore,
     pub(crate) config: Arc<Config>,
+    pub(crate) figures: Figures,
+    pub(crate) ledger: Ledger,
 }
 
 impl RuntimeServer {
-    /// Serves what `sandboxes` and `images` have.
-    pub fn new(sandboxes: Sandboxes, images: ImageStore, config: Config) -> Self {
+    /// Serves what `sandboxes` and `images` have; what events were delivered is
+    /// kept in `state`.
+    pub fn new(
+        sandboxes: Sandboxes,
+        images: ImageStore,
+        state: &StateStore,
+        config: Config,
+    ) -> Self {
         Self {
+            figures: Figures::new(sandboxes.clone()),
+            ledger: Ledger::new(state),
             sandboxes,
             images,
             config: Arc::new(config),

@@ -90,6 +90,11 @@ impl Reference {
         full
     }
 
+    /// A registry's host by the name that references have for it.
+    pub fn canonical_registry(host: &str) -> &str {
+        if is_hub(host) { HUB } else { host }
+    }
+
     /// Host and repository, without tag and digest.
     pub fn name(&self) -> String {
         match &self.registry {

@@ -156,6 +156,16 @@ impl ImageStore {
             })
     }
 
+    /// The registry that a pull of that name goes to; `None` where the name does
+    /// not say and there is no default.
+    ///
+    /// # Errors
+    /// If the name breaks the rules.
+    pub fn registry_of(&self, name: &str) -> Result<Option<String>, ImageError> {
+        let reference = name.parse::<Reference>()?;
+        Ok(reference.normalized(&self.inner.config).registry)
+    }
+
     /// The image's configuration document, as it came.
     ///
     /// # Errors
