@@ -133,6 +133,7 @@ pub(crate) fn convert(
         sysctls: sysctls(linux.map(|linux| &linux.sysctls))?,
         shm_size: 0,
         volumes: Vec::new(),
+        shares: true,
         resolv_conf: dns::resolv_conf(config.dns_config.as_ref())?,
         resources: ResourceSpec::default(),
         caller_data: keep_sandbox(config, handler),

@@ -54,6 +54,7 @@ pub(crate) fn sandbox(
         sysctls: BTreeMap::new(),
         shm_size: 0,
         volumes: volumes(manifest),
+        shares: false,
         resolv_conf: String::new(),
         resources: ResourceSpec::default(),
         caller_data: String::new(),

@@ -9,7 +9,6 @@ use crate::spec::{
 };
 use guest_api::proto as guest;
 use std::collections::BTreeSet;
-use std::iter;
 use vm_spec::proto::{BootRequest, Extent};
 
 /// Most volumes, sysctls or mounts that are taken.
@@ -95,10 +94,14 @@ pub(crate) fn check_container(
                 let message = format!("the sandbox has no volume {name:?}");
                 return Err(invalid("mounts", message));
             }
-            MountSource::Host { path, .. } => {
-                let message = format!("{}: host directories are not supported yet", path.display());
+            MountSource::Host { path, .. } if !sandbox.shares => {
+                let message = format!(
+                    "{}: the sandbox was made without a device for host directories",
+                    path.display()
+                );
                 return Err(invalid("mounts", message));
             }
+            MountSource::Host { path, .. } => crate::shares::check_path(path)?,
             MountSource::Volume(_) | MountSource::Image(_) => {}
         }
         if !mount.destination.starts_with('/') {
@@ -137,7 +140,7 @@ pub(crate) fn boot(
         memory_mib: spec.memory_mib,
         extra_cmdline: extra_cmdline.to_owned(),
         kernel_log_limit,
-        ..BootRequest::default()
+        shares: spec.shares,
     }
 }
 
@@ -191,19 +194,32 @@ pub(crate) fn setup(
         etc_hosts: spec.etc_hosts.clone(),
         resolv_conf: spec.resolv_conf.clone(),
         resources: Some(resources(&spec.resources)),
-        shares_tag: String::new(),
+        shares_tag: if spec.shares {
+            vm_spec::SHARES_TAG.to_owned()
+        } else {
+            String::new()
+        },
     }
 }
 
-/// What the agent is told of a container; `mounted` are the extents of the images
-/// that its mounts name, one a mount.
+/// What was put into the VM for a mount.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Mounted {
+    /// Nothing: the sandbox's volume is there.
+    Volume,
+    /// An image.
+    Image(Extent),
+    /// A directory or file of the host, by the share's name.
+    Share(String),
+}
+
+/// What the agent is told of a container; `mounted` are its mounts' sources.
 pub(crate) fn create(
     id: &str,
     spec: &ContainerSpec,
     image: &Extent,
-    mounted: &[Option<Extent>],
+    mounted: &[Mounted],
 ) -> guest::CreateContainerRequest {
-    let extents = mounted.iter().map(Option::as_ref).chain(iter::repeat(None));
     guest::CreateContainerRequest {
         container_id: id.to_owned(),
         image: Some(disk_extent(image)),
@@ -211,8 +227,8 @@ pub(crate) fn create(
         mounts: spec
             .mounts
             .iter()
-            .zip(extents)
-            .map(|(spec, extent)| mount(spec, extent))
+            .zip(mounted)
+            .map(|(spec, mounted)| mount(spec, mounted))
             .collect(),
         readonly_rootfs: spec.readonly_rootfs,
         privileged: spec.privileged,
@@ -234,18 +250,26 @@ pub(crate) fn create(
     }
 }
 
-fn mount(spec: &MountSpec, extent: Option<&Extent>) -> guest::Mount {
+fn mount(spec: &MountSpec, mounted: &Mounted) -> guest::Mount {
     let mut mount = guest::Mount {
         sub_path: spec.sub_path.clone(),
         destination: spec.destination.clone(),
         read_only: spec.read_only,
         ..guest::Mount::default()
     };
-    match &spec.source {
-        MountSource::Volume(name) => mount.volume.clone_from(name),
-        MountSource::Image(_) => mount.image = extent.map(disk_extent),
-        // Refused by `check_container`.
-        MountSource::Host { .. } => {}
+    if let MountSource::Volume(name) = &spec.source {
+        mount.volume.clone_from(name);
+    }
+    if let MountSource::Host {
+        host_to_container, ..
+    } = spec.source
+    {
+        mount.host_to_container = host_to_container;
+    }
+    match mounted {
+        Mounted::Volume => {}
+        Mounted::Image(extent) => mount.image = Some(disk_extent(extent)),
+        Mounted::Share(name) => mount.share.clone_from(name),
     }
     mount
 }
@@ -347,6 +371,7 @@ pub(crate) mod tests {
                 medium: Medium::Memory,
                 size_limit: 1,
             }],
+            shares: false,
             etc_hosts: String::new(),
             resolv_conf: String::new(),
             resources: Default::default(),

@@ -45,6 +45,25 @@ pub(crate) fn write_at(file: BorrowedFd<'_>, buffers: &Buffers<'_>, offset: u64)
     Ok(())
 }
 
+/// Writes `buffers` to `file` at `offset`, or with `append` to its end; what is
+/// not written in the end met an error after the first byte.
+pub(crate) fn write_some(
+    file: BorrowedFd<'_>,
+    buffers: &Buffers<'_>,
+    offset: u64,
+    append: bool,
+) -> io::Result<usize> {
+    let flags = if append { libc::RWF_APPEND } else { 0 };
+    let (done, error) = transfer(buffers, offset, |iovecs, count, at| {
+        // SAFETY: as in `write_at`.
+        unsafe { libc::pwritev2(file.as_raw_fd(), iovecs, count, at, flags) }
+    });
+    match error {
+        Some(error) if done == 0 => Err(error),
+        _ => Ok(done),
+    }
+}
+
 /// One read from a stream socket that does not block. 0 is its end.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffers: &Buffers<'_>) -> io::Result<usize> {
     let mut iovecs = iovecs_from(buffers.slices(), 0);
@@ -74,34 +93,48 @@ pub(crate) fn send(socket: BorrowedFd<'_>, buffers: &Buffers<'_>) -> io::Result<
     })
 }
 
-/// Calls `call` with the iovecs left and the file offset until it transfers
-/// nothing or everything is done.
+/// As [`transfer`]; an error counts even after the first bytes.
 fn transfer_at(
     buffers: &Buffers<'_>,
     offset: u64,
     call: impl Fn(*const libc::iovec, libc::c_int, libc::off64_t) -> isize,
 ) -> io::Result<usize> {
+    match transfer(buffers, offset, call) {
+        (_, Some(error)) => Err(error),
+        (done, None) => Ok(done),
+    }
+}
+
+/// Calls `call` with the iovecs left and the file offset until it transfers
+/// nothing, fails, or everything is done. The bytes done, and the failure.
+fn transfer(
+    buffers: &Buffers<'_>,
+    offset: u64,
+    call: impl Fn(*const libc::iovec, libc::c_int, libc::off64_t) -> isize,
+) -> (usize, Option<io::Error>) {
     let total = buffers.len();
     let mut done = 0;
     while done < total {
         let iovecs = iovecs_from(buffers.slices(), done);
         let count = libc::c_int::try_from(iovecs.len().min(MAX_IOVECS)).unwrap_or(libc::c_int::MAX);
-        let at = offset
+        let Some(at) = offset
             .checked_add(done as u64)
             .and_then(|at| libc::off64_t::try_from(at).ok())
-            .ok_or(io::ErrorKind::InvalidInput)?;
+        else {
+            return (done, Some(io::ErrorKind::InvalidInput.into()));
+        };
         match usize::try_from(call(iovecs.as_ptr(), count, at)) {
             Ok(0) => break,
             Ok(len) => done += len,
             Err(_) => {
                 let error = io::Error::last_os_error();
                 if error.raw_os_error() != Some(Errno::INTR.raw_os_error()) {
-                    return Err(error);
+                    return (done, Some(error));
                 }
             }
         }
     }
-    Ok(done)
+    (done, None)
 }
 
 /// Sends or receives one message of `iovecs`, again if a signal interrupts.

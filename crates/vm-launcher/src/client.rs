@@ -8,10 +8,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vm_spec::proto::{
-    AttachDiskRequest, AttachLogRequest, Bay, BootRequest, BootResponse, DetachDiskRequest,
-    DetachLogRequest, DrainLogRequest, Extent, LogStatus, PauseRequest, Request, Response,
-    ResumeRequest, ShutdownRequest, StateRequest, StateResponse, VmExit, request::Call,
-    response::Result as Outcome,
+    AttachDiskRequest, AttachLogRequest, AttachShareRequest, Bay, BootRequest, BootResponse,
+    DetachDiskRequest, DetachLogRequest, DetachShareRequest, DrainLogRequest, Extent, LogStatus,
+    PauseRequest, Request, Response, ResumeRequest, Share, ShutdownRequest, StateRequest,
+    StateResponse, VmExit, request::Call, response::Result as Outcome,
 };
 use wire::proto::Hello;
 use wire::{FdStream, WireError};
@@ -183,6 +183,45 @@ impl VmmClient {
         match self.call(Call::DetachDisk(request), &[], CALL_TIMEOUT)? {
             Outcome::DetachDisk(_) => Ok(()),
             _ => Err(ClientError::Unexpected("DetachDisk")),
+        }
+    }
+
+    /// Shares a directory or regular file (a descriptor that may be O_PATH) with
+    /// the guest, in the root of its virtio-fs device. Of the same file under
+    /// the same name: changes whether it is read-only.
+    ///
+    /// # Errors
+    /// If the VM has no such device, the name is taken, or the descriptor is of
+    /// something else.
+    pub fn attach_share(
+        &mut self,
+        name: &str,
+        read_only: bool,
+        root: impl AsFd,
+    ) -> Result<(), ClientError> {
+        let request = AttachShareRequest {
+            share: Some(Share {
+                name: name.to_owned(),
+                read_only,
+            }),
+        };
+        match self.call(Call::AttachShare(request), &[root.as_fd()], CALL_TIMEOUT)? {
+            Outcome::AttachShare(_) => Ok(()),
+            _ => Err(ClientError::Unexpected("AttachShare")),
+        }
+    }
+
+    /// Takes a share away from the guest, whatever it still has open there.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn detach_share(&mut self, name: &str) -> Result<(), ClientError> {
+        let request = DetachShareRequest {
+            name: name.to_owned(),
+        };
+        match self.call(Call::DetachShare(request), &[], CALL_TIMEOUT)? {
+            Outcome::DetachShare(_) => Ok(()),
+            _ => Err(ClientError::Unexpected("DetachShare")),
         }
     }
 

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use virtio_devices::{BayHandle, DiskBay, Rng, VirtioDevice, Vsock};
+use virtio_devices::{BayHandle, DiskBay, Fs, FsHandle, FsLimits, Rng, VirtioDevice, Vsock};
 use vm_spec::LimitError;
 use vm_spec::proto::{BootRequest, VmExit};
 
@@ -56,6 +56,8 @@ pub(crate) struct BootFiles {
 pub(crate) struct Handles {
     pub(crate) read_only: BayHandle,
     pub(crate) writable: BayHandle,
+    /// Of the virtio-fs device, if the request asked for one.
+    pub(crate) shares: Option<FsHandle>,
 }
 
 /// Builds a machine in `dir`. `on_exit` gets the end of its guest, and the log
@@ -82,12 +84,19 @@ pub(crate) fn build(
     )
     .map_err(host("making the vsock's socket"))?;
     let rng = Rng::new().map_err(host("reading from the host's random number generator"))?;
-    let devices: Vec<Box<dyn VirtioDevice>> = vec![
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
         Box::new(images),
         Box::new(scratch),
         Box::new(vsock),
         Box::new(rng),
     ];
+    let mut shares = None;
+    if request.shares {
+        let (device, handle) =
+            Fs::new(vm_spec::SHARES_TAG, share_limits()).map_err(host("opening /proc/self/fd"))?;
+        devices.push(Box::new(device));
+        shares = Some(handle);
+    }
     let log_at_exit = kernel_log.clone();
     let machine = Machine {
         kernel: files.kernel,
@@ -103,8 +112,33 @@ pub(crate) fn build(
     let handles = Handles {
         read_only,
         writable,
+        shares,
     };
     Ok((machine, handles))
+}
+
+/// How many descriptors the guest may make this process hold for shares: of all
+/// that it may have, three quarters for files looked up and an eighth for open
+/// ones.
+fn share_limits() -> FsLimits {
+    /// A descriptor pins some KiB of the host's memory.
+    const MOST_NODES: u64 = 128 << 10;
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => maximum,
+        Err(_) => current,
+    };
+    let limit = limit.unwrap_or(u64::MAX);
+    let count = |value: u64| usize::try_from(value.min(MOST_NODES)).unwrap_or(usize::MAX);
+    FsLimits {
+        nodes: count(limit / 4 * 3),
+        handles: count(limit / 8),
+    }
 }
 
 fn check_cmdline(extra: &str) -> Result<(), BuildError> {

@@ -10,12 +10,13 @@ use crate::engine::{self, RunningVm};
 use crate::kernel_log::KernelLog;
 use crate::logs::Logs;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use virtio_devices::{BayError, BayHandle};
+use virtio_devices::{BayError, BayHandle, FsHandle, ShareError};
 use vm_spec::proto::{
-    Bay, BootRequest, BootResponse, Extent, StateResponse, VmExit, VmState, vm_exit::Reason,
+    Bay, BootRequest, BootResponse, Extent, Share, StateResponse, VmExit, VmState, vm_exit::Reason,
 };
 
 /// How long a shutdown waits for a call into the engine that hangs; then the end
@@ -43,6 +44,12 @@ pub(crate) enum CallError {
     /// The request names no bay.
     #[error("the request names no bay")]
     NoBay,
+    /// A share call failed.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// The boot request did not ask for shares.
+    #[error("the VM was booted without a device for shares")]
+    NoShares,
     /// An extent's name is empty or too long.
     #[error("the name of a disk must have 1 to 256 bytes")]
     DiskName,
@@ -274,6 +281,7 @@ impl Lifecycle {
                 response.memory_mib = booted.request.memory_mib;
                 response.engine_pid = booted.vm.child_pid().unwrap_or(0);
                 response.extents = booted.extents();
+                response.shares = booted.shares();
                 if booted.paused {
                     VmState::Paused
                 } else {
@@ -326,9 +334,36 @@ impl Lifecycle {
             Ok(())
         })
     }
+
+    /// Shares a directory or file with the guest.
+    pub(crate) fn attach_share(&self, share: &Share, root: OwnedFd) -> Result<(), CallError> {
+        let shares = self.with_vm(|booted| booted.share_handle())?;
+        Ok(shares.attach(&share.name, root, share.read_only)?)
+    }
+
+    /// Takes a share away.
+    pub(crate) fn detach_share(&self, name: &str) -> Result<(), CallError> {
+        // Without the machine's lock: this waits for a request that is being done.
+        let shares = self.with_vm(|booted| booted.share_handle())?;
+        Ok(shares.detach(name)?)
+    }
 }
 
 impl Booted {
+    fn share_handle(&self) -> Result<FsHandle, CallError> {
+        self.handles.shares.clone().ok_or(CallError::NoShares)
+    }
+
+    fn shares(&self) -> Vec<Share> {
+        let shares = self.handles.shares.iter().flat_map(FsHandle::shares);
+        shares
+            .map(|share| Share {
+                name: share.name,
+                read_only: share.read_only,
+            })
+            .collect()
+    }
+
     fn bay(&self, bay: Bay) -> Result<&BayHandle, CallError> {
         match bay {
             Bay::ReadOnly => Ok(&self.handles.read_only),

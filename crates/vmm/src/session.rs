@@ -9,11 +9,11 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
-use virtio_devices::BayError;
+use virtio_devices::{BayError, ShareError};
 use vm_spec::proto::{
-    AttachDiskResponse, AttachLogResponse, DetachDiskResponse, DetachLogResponse, DrainLogResponse,
-    PauseResponse, Request, Response, ResumeResponse, ShutdownResponse, request::Call,
-    response::Result as Outcome,
+    AttachDiskResponse, AttachLogResponse, AttachShareResponse, DetachDiskResponse,
+    DetachLogResponse, DetachShareResponse, DrainLogResponse, PauseResponse, Request, Response,
+    ResumeResponse, ShutdownResponse, request::Call, response::Result as Outcome,
 };
 use wire::proto::{Error, Hello, error::Code};
 use wire::{FdStream, WireError};
@@ -116,6 +116,19 @@ fn handle(
             no_files(fds)?;
             lifecycle.detach_disk(&request.name).map_err(call_error)?;
             Outcome::DetachDisk(DetachDiskResponse {})
+        }
+        Call::AttachShare(request) => {
+            let [root] = files(fds, "the directory or file to share")?;
+            let share = request.share.unwrap_or_default();
+            lifecycle
+                .attach_share(&share, root.into())
+                .map_err(call_error)?;
+            Outcome::AttachShare(AttachShareResponse {})
+        }
+        Call::DetachShare(request) => {
+            no_files(fds)?;
+            lifecycle.detach_share(&request.name).map_err(call_error)?;
+            Outcome::DetachShare(DetachShareResponse {})
         }
         log_call => return handle_log(log_call, fds, lifecycle, read_at),
     })
@@ -243,6 +256,8 @@ fn call_error(error: CallError) -> Error {
             (Code::Internal, "", "")
         }
         CallError::Bay(error) => (bay_code(error), "name", ""),
+        CallError::Share(error) => (share_code(error), "share", ""),
+        CallError::NoShares => (Code::FailedPrecondition, "share", ""),
         CallError::NoBay => (Code::InvalidArgument, "bay", ""),
         CallError::DiskName => (Code::InvalidArgument, "name", ""),
     };
@@ -261,6 +276,16 @@ fn bay_code(error: &BayError) -> Code {
         BayError::Full { .. } => Code::ResourceExhausted,
         BayError::Inspect { .. } => Code::Internal,
         _ => Code::InvalidArgument,
+    }
+}
+
+fn share_code(error: &ShareError) -> Code {
+    match error {
+        ShareError::NameTaken(_) => Code::AlreadyExists,
+        ShareError::NoSuchShare(_) => Code::NotFound,
+        ShareError::TooMany => Code::ResourceExhausted,
+        ShareError::Inspect { .. } => Code::Internal,
+        ShareError::Name(_) | ShareError::Type(_) => Code::InvalidArgument,
     }
 }
 

@@ -7,3 +7,4 @@ mod figures;
 mod logs;
 mod many;
 mod node;
+mod shares;

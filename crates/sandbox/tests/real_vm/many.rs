@@ -1,6 +1,6 @@
-//! Many sandboxes at once.
+//! Many sandboxes, and many commands, at once.
 
-use crate::node::Node;
+use crate::node::{Node, PATIENCE};
 use sandbox::{SandboxError, SandboxState};
 use tokio::task::JoinSet;
 
@@ -45,4 +45,30 @@ async fn sandboxes_asked_for_at_once_come_up_in_turn() {
         assert!(pair[0].1 <= pair[1].0, "two were made at once: {turns:?}");
     }
     assert!(node.sandboxes.sandbox(&specs[4].id).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_at_once_all_run() {
+    // More than the guest's queue of new connections takes.
+    const MANY: usize = 200;
+    let Some(node) = Node::new(2).await else {
+        return;
+    };
+    let pod = node.run_sandbox("commands").await;
+    let id = node.start(&pod, node.container("c", "sleep 100000")).await;
+    let mut calls = JoinSet::new();
+    for n in 0..MANY {
+        let (sandboxes, id) = (node.sandboxes.clone(), id.clone());
+        calls.spawn(async move {
+            let args = vec!["echo".to_owned(), n.to_string()];
+            let result = sandboxes.exec_sync(&id, args, Some(PATIENCE), 100).await;
+            (n, result)
+        });
+    }
+    while let Some(call) = calls.join_next().await {
+        let (n, result) = call.unwrap();
+        let result = result.unwrap();
+        assert_eq!(result.stdout, format!("{n}\n").as_bytes());
+        assert_eq!(result.code, 0);
+    }
 }

@@ -138,6 +138,7 @@ impl Node {
             sysctls: Default::default(),
             shm_size: 0,
             volumes: Vec::new(),
+            shares: false,
             etc_hosts: String::new(),
             resolv_conf: String::new(),
             resources: ResourceSpec::default(),

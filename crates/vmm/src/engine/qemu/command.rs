@@ -21,6 +21,7 @@ mod device_type {
     pub(super) const BLOCK: u32 = 2;
     pub(super) const ENTROPY: u32 = 4;
     pub(super) const SOCKET: u32 = 19;
+    pub(super) const FILE_SYSTEM: u32 = 26;
 }
 
 /// How QEMU carries a kind of device.
@@ -47,6 +48,11 @@ pub(super) fn frontend(device_type: u32) -> Option<Frontend> {
         device_type::ENTROPY => Frontend {
             device: "vhost-user-rng",
             queues: 1,
+        },
+        // QEMU tells the guest the tag; the back end's is never asked for.
+        device_type::FILE_SYSTEM => Frontend {
+            device: "vhost-user-fs-device,tag=shares,queue-size=1024,num-request-queues=1",
+            queues: 2,
         },
         _ => return None,
     })
@@ -185,5 +191,12 @@ mod tests {
     #[test]
     fn device_that_qemu_lacks_has_no_frontend() {
         assert_eq!(frontend(63), None);
+    }
+
+    #[test]
+    fn shares_have_the_tag_that_the_agent_mounts() {
+        let tag = format!("tag={},", vm_spec::SHARES_TAG);
+        let device = frontend(device_type::FILE_SYSTEM).unwrap().device;
+        assert!(device.contains(&tag), "{device}");
     }
 }

@@ -1,0 +1,317 @@
+//! What the driver knows of: shares, nodes (inodes it looked up) and handles
+//! (files it opened). All of it holds descriptors of this process, so all of it
+//! is bounded.
+//!
+//! One lock, never held during I/O on a share. A detached share's nodes and
+//! handles are gone from the table at once; a node's number is never used again.
+
+use super::abi::ROOT_NODE;
+use super::host_file::{Key, Status};
+use rustix::fs::FileType;
+use rustix::io::Errno;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Most descriptors that the driver can make this process hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FsLimits {
+    /// Files that the driver has looked up and not forgotten.
+    pub nodes: usize,
+    /// Files and directories that it has open.
+    pub handles: usize,
+}
+
+/// A share, as its nodes know it.
+#[derive(Debug)]
+pub(super) struct Share {
+    number: u64,
+    read_only: AtomicBool,
+}
+
+impl Share {
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    /// Nothing may go from one share to another, even on one file system.
+    pub(super) fn is(&self, other: &Share) -> bool {
+        self.number == other.number
+    }
+}
+
+/// A file that the driver knows.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) id: u64,
+    pub(super) share: Arc<Share>,
+    fd: OwnedFd,
+    key: Key,
+    pub(super) file_type: FileType,
+}
+
+impl Node {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Device number of its file system.
+    pub(super) fn dev(&self) -> u64 {
+        self.key.dev
+    }
+
+    /// Its inode number there.
+    pub(super) fn ino(&self) -> u64 {
+        self.key.ino
+    }
+}
+
+/// A file or directory that the driver has open.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) file: File,
+    pub(super) node: Arc<Node>,
+}
+
+#[derive(Debug)]
+struct Known {
+    node: Arc<Node>,
+    /// How often the driver was told of it.
+    lookups: u64,
+    /// The root of a share stays until the share goes.
+    is_root: bool,
+}
+
+/// A share by its name.
+#[derive(Debug)]
+struct Named {
+    share: Arc<Share>,
+    root: Arc<Node>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Table {
+    limits: FsLimits,
+    shares: BTreeMap<String, Named>,
+    nodes: HashMap<u64, Known>,
+    by_key: HashMap<(u64, Key), u64>,
+    handles: HashMap<u64, Arc<Handle>>,
+    next_number: u64,
+    next_node: u64,
+    next_handle: u64,
+    /// Index of each host file system seen: see [`Table::guest_ino`].
+    devices: HashMap<u64, u64>,
+}
+
+impl Table {
+    pub(super) fn new(limits: FsLimits) -> Self {
+        Table {
+            limits,
+            shares: BTreeMap::new(),
+            nodes: HashMap::new(),
+            by_key: HashMap::new(),
+            handles: HashMap::new(),
+            next_number: 1,
+            next_node: ROOT_NODE + 1,
+            next_handle: 1,
+            devices: HashMap::new(),
+        }
+    }
+
+    /// Adds a share; `false`: the name is taken by another file. That of the
+    /// same file gets the new right to write.
+    pub(super) fn attach(
+        &mut self,
+        name: &str,
+        root: OwnedFd,
+        status: &Status,
+        read_only: bool,
+    ) -> bool {
+        if let Some(named) = self.shares.get(name) {
+            let same = named.root.key == status.key;
+            if same {
+                named.share.read_only.store(read_only, Ordering::Release);
+            }
+            return same;
+        }
+        let share = Arc::new(Share {
+            number: self.next_number,
+            read_only: AtomicBool::new(read_only),
+        });
+        self.next_number += 1;
+        let root = self.insert(&share, root, status, true);
+        self.shares.insert(name.to_owned(), Named { share, root });
+        true
+    }
+
+    /// Takes a share away with all that the driver knows of it.
+    pub(super) fn detach(&mut self, name: &str) -> bool {
+        let Some(Named { share, .. }) = self.shares.remove(name) else {
+            return false;
+        };
+        self.handles
+            .retain(|_, handle| !handle.node.share.is(&share));
+        self.nodes.retain(|_, known| !known.node.share.is(&share));
+        self.by_key.retain(|(number, _), _| *number != share.number);
+        true
+    }
+
+    /// The shares: name and whether it is read-only.
+    pub(super) fn shares(&self) -> Vec<(String, bool)> {
+        self.shares
+            .iter()
+            .map(|(name, named)| (name.clone(), named.share.is_read_only()))
+            .collect()
+    }
+
+    /// The driver starts anew: it knows nothing and has nothing open.
+    pub(super) fn forget_all(&mut self) {
+        self.handles.clear();
+        self.nodes.retain(|_, known| {
+            known.lookups = 0;
+            known.is_root
+        });
+        let nodes = &self.nodes;
+        self.by_key.retain(|_, id| nodes.contains_key(id));
+    }
+
+    /// The root of a share, about which the driver is told now.
+    pub(super) fn look_up_share(&mut self, name: &[u8]) -> Result<Arc<Node>, Errno> {
+        let name = std::str::from_utf8(name).map_err(|_| Errno::NOENT)?;
+        let root = Arc::clone(&self.shares.get(name).ok_or(Errno::NOENT)?.root);
+        if let Some(known) = self.nodes.get_mut(&root.id) {
+            known.lookups = known.lookups.saturating_add(1);
+        }
+        Ok(root)
+    }
+
+    /// The n-th share from `offset` on, by name: the next offset, the name, the
+    /// root.
+    pub(super) fn nth_share(&self, offset: usize) -> Option<(&str, &Arc<Node>)> {
+        let (name, named) = self.shares.iter().nth(offset)?;
+        Some((name, &named.root))
+    }
+
+    /// The node of a file that was just found in `share`; the driver is told of
+    /// it now.
+    pub(super) fn remember(
+        &mut self,
+        share: &Arc<Share>,
+        fd: OwnedFd,
+        status: &Status,
+    ) -> Result<Arc<Node>, Errno> {
+        if let Some(id) = self.by_key.get(&(share.number, status.key))
+            && let Some(known) = self.nodes.get_mut(id)
+            // A number that the host used again for another kind of file.
+            && known.node.file_type == status.file_type()
+        {
+            known.lookups = known.lookups.saturating_add(1);
+            return Ok(Arc::clone(&known.node));
+        }
+        if !self.shares.values().any(|named| named.share.is(share)) {
+            return Err(Errno::STALE);
+        }
+        if self.nodes.len() >= self.limits.nodes {
+            return Err(Errno::NFILE);
+        }
+        Ok(self.insert(share, fd, status, false))
+    }
+
+    fn insert(
+        &mut self,
+        share: &Arc<Share>,
+        fd: OwnedFd,
+        status: &Status,
+        is_root: bool,
+    ) -> Arc<Node> {
+        let id = self.next_node;
+        self.next_node += 1;
+        let node = Arc::new(Node {
+            id,
+            share: Arc::clone(share),
+            fd,
+            key: status.key,
+            file_type: status.file_type(),
+        });
+        let known = Known {
+            node: Arc::clone(&node),
+            lookups: u64::from(!is_root),
+            is_root,
+        };
+        self.nodes.insert(id, known);
+        self.by_key.insert((share.number, status.key), id);
+        node
+    }
+
+    /// The driver gives back lookups of a node. One that gives back more than it
+    /// got loses the node, as it would with the right number.
+    pub(super) fn forget(&mut self, id: u64, lookups: u64) {
+        let Some(known) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups == 0 && !known.is_root {
+            let key = (known.node.share.number, known.node.key);
+            if self.by_key.get(&key) == Some(&id) {
+                self.by_key.remove(&key);
+            }
+            self.nodes.remove(&id);
+        }
+    }
+
+    /// A node that the driver names.
+    pub(super) fn node(&self, id: u64) -> Result<Arc<Node>, Errno> {
+        let known = self.nodes.get(&id).ok_or(Errno::STALE)?;
+        Ok(Arc::clone(&known.node))
+    }
+
+    /// Whether another file may be opened.
+    pub(super) fn check_handles(&self) -> Result<(), Errno> {
+        if self.handles.len() >= self.limits.handles {
+            return Err(Errno::NFILE);
+        }
+        Ok(())
+    }
+
+    /// A number for an opened file.
+    pub(super) fn add_handle(&mut self, file: File, node: Arc<Node>) -> Result<u64, Errno> {
+        self.check_handles()?;
+        if !self.nodes.contains_key(&node.id) {
+            return Err(Errno::STALE);
+        }
+        let number = self.next_handle;
+        self.next_handle += 1;
+        self.handles.insert(number, Arc::new(Handle { file, node }));
+        Ok(number)
+    }
+
+    /// An opened file that the driver names.
+    pub(super) fn handle(&self, number: u64) -> Result<Arc<Handle>, Errno> {
+        self.handles.get(&number).cloned().ok_or(Errno::BADF)
+    }
+
+    /// Closes a file.
+    pub(super) fn release(&mut self, number: u64) -> Option<Arc<Handle>> {
+        self.handles.remove(&number)
+    }
+
+    /// An inode number that is unique in the guest, where all shares are one
+    /// file system: the host's, and in its upper 16 bits which file system of
+    /// the host it belongs to. Larger ones are folded.
+    pub(super) fn guest_ino(&mut self, dev: u64, ino: u64) -> u64 {
+        const BITS: u32 = 48;
+        let next = self.devices.len() as u64;
+        // A guest cannot make host file systems; at worst two share an index.
+        let index = *self.devices.entry(dev).or_insert(next) & 0xffff;
+        let folded = (ino & ((1 << BITS) - 1)) ^ ((ino >> BITS) << 32);
+        folded | index << BITS
+    }
+
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.nodes.len(), self.handles.len())
+    }
+}

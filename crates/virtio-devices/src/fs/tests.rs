@@ -1,0 +1,1 @@
+//! The whole device, driven as a guest drives it.
