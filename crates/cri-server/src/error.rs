@@ -97,7 +97,9 @@ fn sandbox_code(error: &SandboxError) -> Code {
         SandboxError::Exists { .. } => Code::AlreadyExists,
         SandboxError::WrongState { .. } => Code::FailedPrecondition,
         SandboxError::Cancelled(_) => Code::Cancelled,
-        SandboxError::AgentTimeout { .. } => Code::DeadlineExceeded,
+        SandboxError::AgentTimeout { .. } | SandboxError::ExecTimeout { .. } => {
+            Code::DeadlineExceeded
+        }
         SandboxError::VmDied { .. } => Code::Unavailable,
         _ => Code::Internal,
     }
