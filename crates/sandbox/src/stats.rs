@@ -4,6 +4,7 @@
 use crate::Inner;
 use crate::error::SandboxError;
 use crate::live::Live;
+use crate::record::SandboxState;
 use crate::registry::{ContainerEntry, Entry};
 use crate::usage::{NetworkInterface, Usage, interfaces};
 use crate::vmm;
@@ -61,6 +62,11 @@ pub struct GuestTotals {
 /// Asks the guest and measures its VM, both at once.
 pub(crate) async fn sandbox(inner: &Inner, entry: &Entry) -> Result<SandboxStats, SandboxError> {
     let live = entry.require_live()?;
+    let state = entry.record.read(|s| s.state);
+    if state != SandboxState::Ready {
+        // Of one that is being made nobody would answer.
+        return Err(entry.wrong_state(state, "Ready"));
+    }
     let (answer, host) = tokio::join!(ask(inner, &live, String::new()), measure(entry, &live));
     let (answer, (host, scratch_bytes)) = (answer?, host?);
     let timestamp_ns = crate::clock::now_ns();
