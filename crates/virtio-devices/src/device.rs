@@ -16,6 +16,9 @@ pub trait VirtQueue {
     /// Interrupts the guest for this queue, unless it asked not to be. To be
     /// called after used descriptors were added.
     fn signal(&mut self) -> io::Result<()>;
+    /// Interrupts the guest for this queue, whatever it asked: for a back end
+    /// that writes its used ring itself.
+    fn interrupt(&mut self) -> io::Result<()>;
 }
 
 /// The queues of a device, in the order of the virtio specification.

@@ -14,7 +14,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use vm_memory::bitmap::Bitmap;
 
 /// Most iovecs in one call (Linux UIO_MAXIOV).
-const MAX_IOVECS: usize = 1024;
+pub(crate) const MAX_IOVECS: usize = 1024;
 
 /// Fills `buffers` from `file` at `offset`; fewer bytes than asked for mean the
 /// end of the file.
@@ -91,6 +91,70 @@ pub(crate) fn send(socket: BorrowedFd<'_>, buffers: &Buffers<'_>) -> io::Result<
             )
         }
     })
+}
+
+/// Reads one packet over the slices, of which there may be at most
+/// [`MAX_IOVECS`]; what does not fit is lost.
+pub(crate) fn read_packet<'a>(
+    file: BorrowedFd<'_>,
+    slices: impl Iterator<Item = &'a Slice<'a>> + Clone,
+) -> io::Result<usize> {
+    let iovecs: Vec<libc::iovec> = slices.clone().map(iovec).collect();
+    let count = libc::c_int::try_from(iovecs.len()).unwrap_or(libc::c_int::MAX);
+    let done = again(|| {
+        // SAFETY: `iovecs` has `count` entries that live through the call; each
+        // covers mapped guest memory, as in `read_at`.
+        unsafe { libc::readv(file.as_raw_fd(), iovecs.as_ptr(), count) }
+    })?;
+    let mut left = done;
+    for slice in slices {
+        let part = slice.len().min(left);
+        slice.bitmap().mark_dirty(0, part);
+        left -= part;
+    }
+    Ok(done)
+}
+
+/// Writes one packet that begins with `head`; there may be at most
+/// [`MAX_IOVECS`] - 1 slices.
+pub(crate) fn write_packet(
+    file: BorrowedFd<'_>,
+    head: &[u8],
+    rest: &Buffers<'_>,
+) -> io::Result<usize> {
+    let mut iovecs = Vec::with_capacity(rest.slices().len() + 1);
+    iovecs.push(libc::iovec {
+        iov_base: head.as_ptr().cast_mut().cast(),
+        iov_len: head.len(),
+    });
+    iovecs.extend(rest.slices().iter().map(iovec));
+    let count = libc::c_int::try_from(iovecs.len()).unwrap_or(libc::c_int::MAX);
+    again(|| {
+        // SAFETY: `iovecs` has `count` entries that live through the call; the
+        // first covers `head`, the others mapped guest memory, as in `read_at`.
+        // The kernel only reads them.
+        unsafe { libc::writev(file.as_raw_fd(), iovecs.as_ptr(), count) }
+    })
+}
+
+/// The result of a call, made again while signals interrupt it.
+fn again(call: impl Fn() -> isize) -> io::Result<usize> {
+    loop {
+        if let Ok(len) = usize::try_from(call()) {
+            return Ok(len);
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(Errno::INTR.raw_os_error()) {
+            return Err(error);
+        }
+    }
+}
+
+fn iovec(slice: &Slice<'_>) -> libc::iovec {
+    libc::iovec {
+        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+        iov_len: slice.len(),
+    }
 }
 
 /// As [`transfer`]; an error counts even after the first bytes.

@@ -14,6 +14,7 @@ mod console;
 mod device;
 mod fs;
 mod guest_io;
+mod net;
 mod rng;
 mod serve;
 #[cfg(any(test, feature = "test-utils"))]
@@ -28,5 +29,6 @@ pub use block::{BayError, BayHandle, DiskBay, Extent, NamedExtent};
 pub use console::Console;
 pub use device::{DeviceError, Queues, VirtQueue, VirtioDevice};
 pub use fs::{Fs, FsHandle, FsLimits, NamedShare, ShareError};
+pub use net::{MAX_QUEUE_PAIRS, Net, NetCounters, NetError, NetHandle, NetSettings};
 pub use rng::Rng;
 pub use vsock::Vsock;

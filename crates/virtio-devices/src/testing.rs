@@ -54,6 +54,11 @@ impl VirtQueue for LentQueue {
         self.signals += usize::from(needed);
         Ok(())
     }
+
+    fn interrupt(&mut self) -> io::Result<()> {
+        self.signals += 1;
+        Ok(())
+    }
 }
 
 /// A buffer that the driver offers.

@@ -82,7 +82,12 @@ struct Known {
     lookups: u64,
     /// The root of a share stays until the share goes.
     is_root: bool,
+    /// Where the driver last found it, in a read-only share.
+    place: Option<Place>,
 }
+
+/// A directory's node and a name in it.
+type Place = (u64, Box<[u8]>);
 
 /// A share by its name.
 #[derive(Debug)]
@@ -98,6 +103,9 @@ pub(super) struct Table {
     shares: BTreeMap<String, Named>,
     nodes: HashMap<u64, Known>,
     by_key: HashMap<(u64, Key), u64>,
+    /// The nodes of read-only shares by where they were found: see
+    /// [`Table::last_at`].
+    by_place: HashMap<Place, u64>,
     handles: HashMap<u64, Arc<Handle>>,
     next_number: u64,
     next_node: u64,
@@ -113,6 +121,7 @@ impl Table {
             shares: BTreeMap::new(),
             nodes: HashMap::new(),
             by_key: HashMap::new(),
+            by_place: HashMap::new(),
             handles: HashMap::new(),
             next_number: 1,
             next_node: ROOT_NODE + 1,
@@ -156,6 +165,8 @@ impl Table {
             .retain(|_, handle| !handle.node.share.is(&share));
         self.nodes.retain(|_, known| !known.node.share.is(&share));
         self.by_key.retain(|(number, _), _| *number != share.number);
+        let nodes = &self.nodes;
+        self.by_place.retain(|_, id| nodes.contains_key(id));
         true
     }
 
@@ -176,6 +187,7 @@ impl Table {
         });
         let nodes = &self.nodes;
         self.by_key.retain(|_, id| nodes.contains_key(id));
+        self.by_place.clear();
     }
 
     /// The root of a share, about which the driver is told now.
@@ -240,6 +252,7 @@ impl Table {
             node: Arc::clone(&node),
             lookups: u64::from(!is_root),
             is_root,
+            place: None,
         };
         self.nodes.insert(id, known);
         self.by_key.insert((share.number, status.key), id);
@@ -258,7 +271,45 @@ impl Table {
             if self.by_key.get(&key) == Some(&id) {
                 self.by_key.remove(&key);
             }
+            let place = known.place.take();
             self.nodes.remove(&id);
+            self.leave(place, id);
+        }
+    }
+
+    /// Notes where in a read-only share the driver found a node.
+    pub(super) fn found_at(&mut self, id: u64, dir: u64, name: &[u8]) {
+        let Some(known) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        let is_same = |place: &Place| place.0 == dir && *place.1 == *name;
+        if known.is_root || known.place.as_ref().is_some_and(is_same) {
+            return;
+        }
+        let place = (dir, Box::from(name));
+        let before = known.place.replace(place.clone());
+        self.by_place.insert(place, id);
+        self.leave(before, id);
+    }
+
+    /// What the driver last found there, if it has not forgotten it.
+    pub(super) fn last_at(&self, dir: u64, name: &[u8]) -> Option<Arc<Node>> {
+        let id = self.by_place.get(&(dir, Box::from(name)))?;
+        self.node(*id).ok()
+    }
+
+    /// The driver is told of a node once more.
+    pub(super) fn tell_again(&mut self, id: u64) {
+        if let Some(known) = self.nodes.get_mut(&id) {
+            known.lookups = known.lookups.saturating_add(1);
+        }
+    }
+
+    fn leave(&mut self, place: Option<Place>, id: u64) {
+        if let Some(place) = place
+            && self.by_place.get(&place) == Some(&id)
+        {
+            self.by_place.remove(&place);
         }
     }
 
