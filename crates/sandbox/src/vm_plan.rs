@@ -141,6 +141,7 @@ pub(crate) fn boot(
         extra_cmdline: extra_cmdline.to_owned(),
         kernel_log_limit,
         shares: spec.shares,
+        ..BootRequest::default()
     }
 }
 
@@ -199,6 +200,7 @@ pub(crate) fn setup(
         } else {
             String::new()
         },
+        ..guest::SetupSandboxRequest::default()
     }
 }
 
