@@ -1,6 +1,7 @@
 //! The pod's state and the calls that change it. Knows nothing of connections:
 //! answers and events pile up here, and [`crate::server`] delivers them.
 
+use crate::cgroup::Cgroup;
 use crate::container::handover::{Message, Received};
 use crate::container::user::Identity;
 use crate::container::{
@@ -12,6 +13,7 @@ use crate::events::EventLog;
 use crate::log;
 use crate::poller::Poller;
 use crate::sandbox::{Sandbox, unix_time_ns};
+use crate::stats;
 use crate::stream::Slots;
 use crate::sys::process;
 use guest_api::proto::client_message::Call;
@@ -20,6 +22,7 @@ use guest_api::proto::{
     CreateContainerRequest, CreateContainerResponse, ListContainersResponse,
     RemoveContainerResponse, Response, SetupSandboxRequest, ShutdownResponse,
     SignalContainerRequest, SignalContainerResponse, StartContainerResponse,
+    UpdateContainerRequest, UpdateContainerResponse, UpdateSandboxRequest, UpdateSandboxResponse,
 };
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -35,6 +38,8 @@ const MAX_CONTAINERS: usize = 1000;
 pub(crate) struct Agent {
     init_started_ns: u64,
     sandbox: Option<Sandbox>,
+    /// Of all containers together.
+    pub(crate) cgroup: Cgroup,
     disks: Disks,
     pub(crate) containers: BTreeMap<String, Container>,
     removals: Vec<Removal>,
@@ -49,12 +54,20 @@ pub(crate) struct Agent {
     pub(crate) stopping: bool,
 }
 
+fn not_set_up() -> AgentError {
+    AgentError::Precondition {
+        problem: "the sandbox is not set up yet".to_owned(),
+        remedy: "call SetupSandbox first",
+    }
+}
+
 impl Agent {
     /// An empty pod.
     pub(crate) fn new(init_started_ns: u64) -> Self {
         Self {
             init_started_ns,
             sandbox: None,
+            cgroup: Cgroup::of_pod(),
             disks: Disks::default(),
             containers: BTreeMap::new(),
             removals: Vec::new(),
@@ -84,12 +97,9 @@ impl Agent {
                 Ok(Some(Answer::Shutdown(ShutdownResponse {})))
             }
             Call::Subscribe(_) => Ok(None),
-            Call::Stats(_) | Call::UpdateContainer(_) | Call::UpdateSandbox(_) => {
-                Err(AgentError::Precondition {
-                    problem: "this agent does not know the call yet".to_owned(),
-                    remedy: "use an agent of the daemon's own version",
-                })
-            }
+            Call::Stats(request) => self.stats(&request.container_id).map(Some),
+            Call::UpdateContainer(request) => self.update_container(&request).map(Some),
+            Call::UpdateSandbox(request) => self.update_sandbox(&request).map(Some),
         };
         match now {
             Ok(Some(answer)) => self.answer(caller, Ok(answer)),
@@ -111,6 +121,9 @@ impl Agent {
     fn setup_sandbox(&mut self, request: &SetupSandboxRequest) -> Result<Answer, AgentError> {
         if let Some(sandbox) = &self.sandbox {
             return sandbox.repeat(request).map(Answer::SetupSandbox);
+        }
+        if let Some(resources) = &request.resources {
+            self.cgroup.update(resources)?;
         }
         let sandbox = Sandbox::set_up(request, &mut self.disks, self.init_started_ns)?;
         let response = sandbox.response();
@@ -153,11 +166,7 @@ impl Agent {
         caller: Caller,
     ) -> Result<Container, Box<FailedCreate>> {
         let Some(sandbox) = &self.sandbox else {
-            return Err(AgentError::Precondition {
-                problem: "the sandbox is not set up yet".to_owned(),
-                remedy: "call SetupSandbox first",
-            }
-            .into());
+            return Err(not_set_up().into());
         };
         let id = &request.container_id;
         if self.containers.contains_key(id) || self.removals.iter().any(|r| r.id == *id) {
@@ -265,6 +274,44 @@ impl Agent {
         })
     }
 
+    fn update_container(&mut self, request: &UpdateContainerRequest) -> Result<Answer, AgentError> {
+        let container = self.find(&request.container_id)?;
+        let resources = request.resources.clone().unwrap_or_default();
+        container.cgroup.update(&resources)?;
+        Ok(Answer::UpdateContainer(UpdateContainerResponse {}))
+    }
+
+    fn update_sandbox(&mut self, request: &UpdateSandboxRequest) -> Result<Answer, AgentError> {
+        if self.sandbox.is_none() {
+            return Err(not_set_up());
+        }
+        let resources = request.resources.clone().unwrap_or_default();
+        self.cgroup.update(&resources)?;
+        Ok(Answer::UpdateSandbox(UpdateSandboxResponse {}))
+    }
+
+    fn stats(&self, container_id: &str) -> Result<Answer, AgentError> {
+        if self.sandbox.is_none() {
+            return Err(not_set_up());
+        }
+        let asked = (!container_id.is_empty()).then_some(container_id);
+        if let Some(id) = asked
+            && !self.containers.contains_key(id)
+        {
+            return Err(AgentError::NotFound {
+                what: format!("container {id}"),
+                remedy: "",
+            });
+        }
+        let containers = self
+            .containers
+            .iter()
+            .filter(|(id, _)| asked.is_none_or(|asked| asked == *id))
+            .map(|(id, c)| (id.as_str(), &c.cgroup, c.layer.as_str()));
+        let pod = asked.is_none().then_some(&self.cgroup);
+        Ok(Answer::Stats(stats::read(pod, containers)))
+    }
+
     /// A container's first process has said something, or is gone from its
     /// channel.
     pub(crate) fn on_handover(&mut self, id: &str) {
@@ -295,6 +342,11 @@ impl Agent {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
+        let told = guest_api::proto::Identity {
+            uid: identity.uid,
+            gid: identity.gid,
+            groups: identity.groups.clone(),
+        };
         container.identity = Some(Rc::new(identity));
         if let Some(master) = master {
             match stdio_of_terminal(master, container.with_stdin) {
@@ -313,7 +365,9 @@ impl Agent {
         }
         if let Phase::Creating(caller) = container.phase {
             container.phase = Phase::Created;
-            let answer = Answer::CreateContainer(CreateContainerResponse {});
+            let answer = Answer::CreateContainer(CreateContainerResponse {
+                identity: Some(told),
+            });
             self.answer(caller, Ok(answer));
         }
     }

@@ -1,4 +1,7 @@
-//! cgroup v2: the hierarchy, and one cgroup per container with its limits.
+//! cgroup v2: the hierarchy, and one cgroup per container with its limits
+//! ([`limits`]).
+
+mod limits;
 
 use crate::error::{AgentError, Doing};
 use crate::fs_mount;
@@ -50,30 +53,32 @@ fn enable_all(controllers: &str) -> String {
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: String,
+    /// Files that `unified` set.
+    unified: Vec<String>,
 }
 
 impl Cgroup {
     /// Makes the cgroup of container `id` and sets its limits.
     pub(crate) fn create(id: &str, resources: &Resources) -> Result<Self, AgentError> {
-        let settings = settings(resources)?;
-        let path = format!("{CGROUP_CONTAINERS}/{id}");
-        rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))
-            .doing(|| format!("making the cgroup {path}"))?;
-        let cgroup = Self { path };
-        for (file, value) in settings {
-            let path = format!("{}/{file}", cgroup.path);
-            if let Err(e) = fs::write(&path, &value) {
-                let _ = cgroup.remove();
-                return Err(e).doing(|| format!("writing \"{value}\" to {path}"));
-            }
+        let mut cgroup = Self::at(format!("{CGROUP_CONTAINERS}/{id}"));
+        rustix::fs::mkdir(&cgroup.path, Mode::from_raw_mode(0o755))
+            .doing(|| format!("making the cgroup {}", cgroup.path))?;
+        if let Err(e) = cgroup.set_first(resources) {
+            let _ = cgroup.remove();
+            return Err(e);
         }
         Ok(cgroup)
     }
 
     /// One that exists already.
-    #[cfg(test)]
     pub(crate) fn at(path: String) -> Self {
-        Self { path }
+        let unified = Vec::new();
+        Self { path, unified }
+    }
+
+    /// The parent of all containers'.
+    pub(crate) fn of_pod() -> Self {
+        Self::at(CGROUP_CONTAINERS.to_owned())
     }
 
     /// Makes a cgroup inside it, for a process executed there and what that
@@ -81,7 +86,7 @@ impl Cgroup {
     pub(crate) fn create_below(&self, name: &str) -> Result<Self, Errno> {
         let path = format!("{}/{name}", self.path);
         rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))?;
-        Ok(Self { path })
+        Ok(Self::at(path))
     }
 
     /// A descriptor of it, for making processes inside.
@@ -110,10 +115,15 @@ impl Cgroup {
         Ok(())
     }
 
-    fn processes(&self) -> Result<Vec<rustix::process::Pid>, AgentError> {
+    /// Every process in it and in cgroups below it.
+    pub(crate) fn processes(&self) -> Result<Vec<rustix::process::Pid>, AgentError> {
         let mut pids = Vec::new();
         let mut dirs = vec![self.path.clone()];
-        while let Some(dir) = dirs.pop() {
+        let mut left = MAX_CGROUPS;
+        while let Some(dir) = dirs.pop()
+            && left > 0
+        {
+            left -= 1;
             let path = format!("{dir}/cgroup.procs");
             // A cgroup below may vanish while its list is read.
             let Ok(text) = fs::read_to_string(&path) else {
@@ -150,6 +160,9 @@ impl Cgroup {
     }
 }
 
+/// Most cgroups of one container that are looked into.
+const MAX_CGROUPS: usize = 10_000;
+
 fn children(dir: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();
@@ -181,107 +194,17 @@ fn remove_tree(dir: &str, depth: usize) -> Result<(), Errno> {
 }
 
 /// The number behind `key` in a flat-keyed cgroup file.
-fn flat_key(text: &str, key: &str) -> Option<u64> {
+pub(crate) fn flat_key(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let (name, value) = line.split_once(' ')?;
         (name == key).then(|| value.trim().parse().ok())?
     })
 }
 
-/// The control files and values that `resources` ask for.
-fn settings(resources: &Resources) -> Result<Vec<(&'static str, String)>, AgentError> {
-    let mut out = Vec::new();
-    let period = match resources.cpu_period_us {
-        0 => 100_000,
-        period @ 1_000..=1_000_000 => period,
-        _ => {
-            return Err(AgentError::invalid(
-                "resources.cpu_period_us",
-                "the CPU period must be from 1000 to 1000000 microseconds",
-            ));
-        }
-    };
-    match resources.cpu_quota_us {
-        0 if resources.cpu_period_us != 0 => out.push(("cpu.max", format!("max {period}"))),
-        0 => {}
-        quota @ 1_000.. => out.push(("cpu.max", format!("{quota} {period}"))),
-        _ => {
-            return Err(AgentError::invalid(
-                "resources.cpu_quota_us",
-                "the CPU quota must be at least 1000 microseconds",
-            ));
-        }
-    }
-    match resources.cpu_weight {
-        0 => {}
-        weight @ 1..=10_000 => out.push(("cpu.weight", weight.to_string())),
-        _ => {
-            return Err(AgentError::invalid(
-                "resources.cpu_weight",
-                "the CPU weight must be from 1 to 10000",
-            ));
-        }
-    }
-    for (file, value) in [
-        ("memory.max", resources.memory_max),
-        ("memory.low", resources.memory_low),
-        ("pids.max", resources.pids_max),
-    ] {
-        if value != 0 {
-            out.push((file, value.to_string()));
-        }
-    }
-    if resources.oom_group {
-        out.push(("memory.oom.group", "1".to_owned()));
-    }
-    Ok(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn every_limit_becomes_its_control_file() {
-        let resources = Resources {
-            cpu_quota_us: 50_000,
-            cpu_period_us: 100_000,
-            cpu_weight: 39,
-            memory_max: 64 << 20,
-            memory_low: 1 << 20,
-            pids_max: 100,
-            oom_group: true,
-            ..Resources::default()
-        };
-        let got = settings(&resources).unwrap();
-        let want = [
-            ("cpu.max", "50000 100000"),
-            ("cpu.weight", "39"),
-            ("memory.max", "67108864"),
-            ("memory.low", "1048576"),
-            ("pids.max", "100"),
-            ("memory.oom.group", "1"),
-        ];
-        assert_eq!(got, want.map(|(file, value)| (file, value.to_owned())));
-        assert!(settings(&Resources::default()).unwrap().is_empty());
-    }
-
-    #[test]
-    fn limits_the_kernel_would_refuse_are_named() {
-        let weight = Resources {
-            cpu_weight: 10_001,
-            ..Resources::default()
-        };
-        let error = settings(&weight).unwrap_err().into_wire();
-        assert_eq!(error.field, "resources.cpu_weight");
-        let quota = Resources {
-            cpu_quota_us: 999,
-            ..Resources::default()
-        };
-        let error = settings(&quota).unwrap_err().into_wire();
-        assert_eq!(error.field, "resources.cpu_quota_us");
-    }
 
     #[test]
     fn an_oom_kill_is_read_from_the_events() {

@@ -27,6 +27,7 @@ mod rooted;
 mod sandbox;
 mod server;
 mod shutdown;
+mod stats;
 mod stream;
 mod sys;
 mod volumes;

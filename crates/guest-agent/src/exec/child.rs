@@ -76,8 +76,10 @@ pub(crate) fn start(
             process::fork_into(CloneFlags::empty(), Some(fd.as_fd()), &keep, child)
         })
         .map_err(|e| match e {
-            // Its first process is a zombie, or its PID namespace takes no more.
-            Errno::SRCH | Errno::NOMEM if has_ended(&target) => not_running(id, "has just ended"),
+            // Its first process has no namespaces any more, or its PID namespace
+            // takes no more processes.
+            Errno::SRCH => not_running(id, "has just ended"),
+            Errno::NOMEM if has_ended(first) => not_running(id, "has just ended"),
             source => AgentError::System {
                 doing: format!("making a process in container {id}"),
                 source,
@@ -122,17 +124,9 @@ fn running<'a>(id: &str, container: &'a Container) -> Result<(Pid, &'a Identity)
     Err(not_running(id, state))
 }
 
-fn has_ended(target: &OwnedFd) -> bool {
-    // A pidfd is readable once its process has ended.
-    let mut poll = [rustix::event::PollFd::new(
-        target,
-        rustix::event::PollFlags::IN,
-    )];
-    let now = rustix::time::Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    matches!(rustix::event::poll(&mut poll, Some(&now)), Ok(1))
+fn has_ended(first: Pid) -> bool {
+    let path = format!("/proc/{}/ns/pid", first.as_raw_nonzero());
+    rustix::fs::readlink(path, Vec::new()).is_err()
 }
 
 fn make_cgroup(container: &Cgroup, number: &mut u64) -> Result<Cgroup, AgentError> {

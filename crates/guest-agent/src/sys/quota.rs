@@ -22,6 +22,7 @@ const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f;
 const FS_IOC_FSSETXATTR: libc::Ioctl = 0x401c_5820;
 const FS_XFLAG_PROJINHERIT: u32 = 0x200;
 const PRJQUOTA: u32 = 2;
+const Q_GETQUOTA: u32 = 0x80_0007;
 const Q_SETQUOTA: u32 = 0x80_0008;
 const QIF_BLIMITS: u32 = 1;
 /// Bytes of a quota block, whatever the file system's own block size.
@@ -59,6 +60,35 @@ pub(crate) fn limit_project(any_file: impl AsFd, project: u32, bytes: u64) -> Re
         )
     };
     super::check(result).map(drop)
+}
+
+/// The project of a file or directory; 0 is none.
+pub(crate) fn project_of(file: impl AsFd) -> Result<u32, Errno> {
+    let mut attr = Fsxattr::default();
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: `attr` is laid out as struct fsxattr (28 bytes, the size in the
+    // request number) and lives until the call returns.
+    super::check(unsafe { libc::ioctl(fd, FS_IOC_FSGETXATTR, &raw mut attr) }.into())?;
+    Ok(attr.projid)
+}
+
+/// What `project` uses of the file system of `any_file`: bytes and inodes.
+pub(crate) fn project_usage(any_file: impl AsFd, project: u32) -> Result<(u64, u64), Errno> {
+    // SAFETY: all-zero bytes are a valid dqblk: plain integers.
+    let mut block: libc::dqblk = unsafe { std::mem::zeroed() };
+    // SAFETY: `block` is a whole dqblk that lives until the call returns; the
+    // other arguments are integers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_quotactl_fd,
+            any_file.as_fd().as_raw_fd(),
+            (Q_GETQUOTA << 8) | PRJQUOTA,
+            project,
+            &raw mut block,
+        )
+    };
+    super::check(result)?;
+    Ok((block.dqb_curspace, block.dqb_curinodes))
 }
 
 #[cfg(test)]
