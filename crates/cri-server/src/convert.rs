@@ -145,7 +145,13 @@ pub(crate) fn container_status(container: &CriContainer) -> v1::ContainerStatus 
             windows: None,
         }),
         image_id: of.image_id.clone(),
-        user: None,
+        user: of.user.as_ref().map(|user| v1::ContainerUser {
+            linux: Some(v1::LinuxContainerUser {
+                uid: user.uid.into(),
+                gid: user.gid.into(),
+                supplemental_groups: user.groups.iter().copied().map(i64::from).collect(),
+            }),
+        }),
         stop_signal: signals::to_cri(of.spec.stop_signal).into(),
     }
 }

@@ -62,8 +62,8 @@ pub use error::{SandboxError, chain};
 pub use events::{Change, Event};
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecResult, ExecSession, ExecSpec, TerminalSize};
 pub use record::{
-    Container, ContainerState, Exit, NotReadyReason, Sandbox, SandboxState, Stage, Step, VmmId,
-    stages,
+    Container, ContainerState, Exit, NotReadyReason, Sandbox, SandboxState, Stage, Step, UserIds,
+    VmmId, stages,
 };
 pub use spec::{
     ContainerSpec, DeviceSpec, Engine, Medium, MountSource, MountSpec, PathRules, PidNamespace,

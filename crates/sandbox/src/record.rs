@@ -182,6 +182,17 @@ pub enum NotReadyReason {
     VmDied(String),
 }
 
+/// A user and its groups, as the image's databases name them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserIds {
+    /// Numeric user id.
+    pub uid: u32,
+    /// Numeric id of the primary group.
+    pub gid: u32,
+    /// All its groups, sorted, the primary one among them.
+    pub groups: Vec<u32>,
+}
+
 /// What is known of a container; also its snapshot for callers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
@@ -193,6 +204,9 @@ pub struct Container {
     pub spec: ContainerSpec,
     /// The image's id.
     pub image_id: String,
+    /// Who its first process is, once it is Created.
+    #[serde(default)]
+    pub user: Option<UserIds>,
     /// Its state.
     pub state: ContainerState,
     /// Process id in the guest, 0 before its start.

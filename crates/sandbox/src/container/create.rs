@@ -3,18 +3,20 @@
 use crate::clock::{Stopwatch, now_ns};
 use crate::error::SandboxError;
 use crate::live::Live;
-use crate::record::{Container, ContainerState, SandboxState, Stage, Step, stages};
+use crate::record::{Container, ContainerState, SandboxState, Stage, Step, UserIds, stages};
 use crate::recorded::Recorded;
 use crate::registry::{ContainerEntry, Entry};
 use crate::spec::{ContainerSpec, MountSource};
 use crate::vm_plan::Mounted;
 use crate::{Inner, container, shares, vm_plan};
-use guest_api::proto::client_message::Call;
+use guest_api::proto::{Identity, client_message::Call, response};
 use std::sync::Arc;
 use vm_spec::proto::{Bay, Extent};
 
 /// Most containers of a sandbox, ended ones included.
 const MAX_CONTAINERS: usize = 1024;
+/// Most supplementary groups that a kernel takes (NGROUPS_MAX).
+const MAX_GROUPS: usize = 65536;
 
 /// Reserves the name, then makes the container; undoes all of it if that fails.
 pub(crate) async fn create(
@@ -40,6 +42,7 @@ pub(crate) async fn create(
         sandbox_id: entry.id.clone(),
         spec,
         image_id: String::new(),
+        user: None,
         state: ContainerState::Creating,
         pid: 0,
         created_at_ns: now_ns(),
@@ -101,9 +104,29 @@ async fn try_create(
         })
         .await?;
     let call = Call::CreateContainer(vm_plan::create(&item.id, &spec, &extent, &mounted));
-    live.call("create the container", call, &inner.config.timeouts)
-        .await?;
+    let what = "create the container";
+    let answer = live.call(what, call, &inner.config.timeouts).await?;
+    let response::Result::CreateContainer(answer) = answer else {
+        return Err(live.wrong_answer(what));
+    };
+    let user = answer.identity.map(user_ids);
+    item.record.update(|c| c.user = user).await?;
     created(inner, entry, item, clock.stage(stages::CREATE)).await
+}
+
+/// Who the agent says that the process will be.
+fn user_ids(told: Identity) -> UserIds {
+    let mut groups = told.groups;
+    // More than the kernel takes is no truth.
+    groups.truncate(MAX_GROUPS);
+    groups.push(told.gid);
+    groups.sort_unstable();
+    groups.dedup();
+    UserIds {
+        uid: told.uid,
+        gid: told.gid,
+        groups,
+    }
 }
 
 async fn created(
@@ -161,4 +184,20 @@ async fn attach_image(
     let extent = live.or_death(attached).await?;
     images.insert(name, extent.clone());
     Ok(extent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_a_user_are_sorted_and_have_the_primary_one() {
+        let told = Identity {
+            uid: 1,
+            gid: 7,
+            groups: vec![9, 7, 3],
+        };
+        assert_eq!(user_ids(told).groups, [3, 7, 9]);
+        assert_eq!(user_ids(Identity::default()).groups, [0]);
+    }
 }
