@@ -5,7 +5,7 @@ use super::mounts::{Source, Wanted};
 use super::removal::Leftovers;
 use super::request::{Checked, Pids};
 use super::rootfs::Sources;
-use super::{Caller, Container, Phase, init, layer, stdio};
+use super::{Caller, Container, Phase, devices, init, layer, stdio};
 use crate::cgroup::Cgroup;
 use crate::disks::{Disks, Extent};
 use crate::error::{AgentError, Doing};
@@ -63,6 +63,9 @@ fn prepare(
     let resources = checked.request.resources.clone().unwrap_or_default();
     let cgroup = leftovers.cgroup.insert(Cgroup::create(id, &resources)?);
     let cgroup_fd = cgroup.open()?;
+    if !checked.request.privileged {
+        devices::forbid_writing(&checked.request.devices, cgroup_fd.as_fd())?;
+    }
     let image = disks.use_image(&checked.image)?;
     leftovers.images.push(checked.image.clone());
     let mounts = find_mounts(checked, sandbox, disks, &mut leftovers.images)?;

@@ -5,7 +5,7 @@ use super::mounts::{self, Planned};
 use crate::error::{AgentError, Doing};
 use crate::fs_mount;
 use crate::rooted::Missing;
-use crate::sys::mount_attr;
+use crate::sys::{device_filter, mount_attr};
 use guest_api::proto::Device;
 use rustix::fs::{Dev, FileType, Mode, OFlags, makedev};
 use rustix::io::Errno;
@@ -109,6 +109,35 @@ pub(crate) fn plan(devices: &[Device]) -> Result<Vec<Planned>, AgentError> {
     devices.iter().enumerate().map(plan).collect()
 }
 
+/// Sees to it that processes of `cgroup` do not write the devices that are
+/// requested for reading only: mounts and modes do not hold a node's owner back.
+pub(crate) fn forbid_writing(devices: &[Device], cgroup: BorrowedFd<'_>) -> Result<(), AgentError> {
+    let mut forbidden = Vec::new();
+    let mut allowed = Vec::new();
+    for (i, device) in devices.iter().enumerate() {
+        let (_, stat) = find(device, &format!("devices[{i}].path"))?;
+        let numbers = device_filter::Device {
+            kind: match FileType::from_raw_mode(stat.st_mode) {
+                FileType::BlockDevice => device_filter::Kind::Block,
+                _ => device_filter::Kind::Character,
+            },
+            major: rustix::fs::major(stat.st_rdev),
+            minor: rustix::fs::minor(stat.st_rdev),
+        };
+        if device.read_only {
+            forbidden.push(numbers);
+        } else {
+            allowed.push(numbers);
+        }
+    }
+    forbidden.retain(|device| !allowed.contains(device));
+    if forbidden.is_empty() {
+        return Ok(());
+    }
+    device_filter::forbid_writing(cgroup, &forbidden)
+        .doing(|| "making devices read-only for the container".into())
+}
+
 /// The guest's node of a requested device.
 fn find(device: &Device, field: &str) -> Result<(OwnedFd, rustix::fs::Stat), AgentError> {
     let path = &device.path;
@@ -174,7 +203,11 @@ fn copy_devices(
         let Ok(name) = entry.file_name().to_str() else {
             continue;
         };
-        if matches!(name, "." | ".." | "console") || DIRECTORIES.contains(&name) || *left == 0 {
+        // The agent's channel to the host is nobody else's.
+        if matches!(name, "." | ".." | "console" | "vsock")
+            || DIRECTORIES.contains(&name)
+            || *left == 0
+        {
             continue;
         }
         *left -= 1;

@@ -380,6 +380,48 @@ fn only_requested_devices_of_the_guest_are_there() {
 }
 
 #[test]
+fn a_read_only_device_is_not_written_even_by_root() {
+    in_own_mounts("a_read_only_device_is_not_written_even_by_root", || {
+        let dir = format!("{}/cgroup", layout::RUN);
+        let hierarchy = fs_mount::new("cgroup2", &[], Attr::empty()).unwrap();
+        fs_mount::attach_at(hierarchy, &dir).unwrap();
+        let path = format!("{dir}/spherule-test-{}", std::process::id());
+        fs::create_dir(&path).unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let cgroup = rustix::fs::open(&path, flags, Mode::empty()).unwrap();
+        let device = |path: &str, read_only| Device {
+            path: path.to_owned(),
+            destination: String::new(),
+            read_only,
+        };
+        let wanted = [
+            device("/dev/zero", true),
+            device("/dev/full", true),
+            // Under another name for writing, too.
+            device("/dev/full", false),
+        ];
+        super::devices::forbid_writing(&wanted, cgroup.as_fd()).unwrap();
+        let opens = |path: &str, write: bool| {
+            let opened = fs::File::options().read(!write).write(write).open(path);
+            opened.map_err(|e| e.raw_os_error())
+        };
+        let inside = || {
+            let refused = opens("/dev/zero", true).err() == Some(Some(libc::EPERM));
+            let rest = opens("/dev/zero", false).is_ok()
+                && opens("/dev/full", true).is_ok()
+                && opens("/dev/null", true).is_ok();
+            i32::from(!refused) + 2 * i32::from(!rest)
+        };
+        let flags = CloneFlags::empty();
+        let pid = process::fork_into(flags, Some(cgroup.as_fd()), &[], inside).unwrap();
+        let waited = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+        let status = waited.unwrap().unwrap().1;
+        fs::remove_dir(&path).unwrap();
+        assert_eq!(status.exit_status(), Some(0));
+    });
+}
+
+#[test]
 fn another_user_keeps_ambient_capabilities_and_no_others() {
     in_own_mounts(
         "another_user_keeps_ambient_capabilities_and_no_others",
