@@ -2,16 +2,19 @@
 
 mod info;
 mod logs;
+mod others;
 mod watch;
 
 use crate::{convert, status};
+use others::Others;
 use pod_api::v1::pod_service_server::PodService;
 use pod_api::v1::{
     GetPodRequest, GetPodResponse, InfoRequest, InfoResponse, ListPodsRequest, ListPodsResponse,
     LogsRequest, LogsResponse, RemovePodRequest, RemovePodResponse, RunPodRequest, RunPodResponse,
     StopPodRequest, StopPodResponse, WatchPodRequest, WatchPodResponse,
 };
-use pod_engine::PodEngine;
+use pod_engine::{EngineError, PodEngine};
+use sandbox::Sandboxes;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,14 +30,17 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Clone)]
 pub struct Pods {
     engine: PodEngine,
+    others: Others,
     facts: Arc<Facts>,
 }
 
 impl Pods {
-    /// Serves this engine; `facts` is what Info says beside it.
-    pub fn new(engine: PodEngine, facts: Facts) -> Self {
+    /// Serves this engine, and the sandboxes that others made; `facts` is what Info
+    /// says beside it.
+    pub fn new(engine: PodEngine, sandboxes: Sandboxes, facts: Facts) -> Self {
         Self {
             engine,
+            others: Others::new(sandboxes),
             facts: Arc::new(facts),
         }
     }
@@ -62,7 +68,8 @@ impl PodService for Pods {
     ) -> Result<Response<ListPodsResponse>, Status> {
         let selector = request.into_inner().label_selector.into_iter().collect();
         let pods = self.engine.list(&selector);
-        let pods = pods.iter().map(|pod| convert::pod(pod)).collect();
+        let mut pods: Vec<_> = pods.iter().map(|pod| convert::pod(pod)).collect();
+        pods.extend(self.others.list(&selector));
         Ok(Response::new(ListPodsResponse { pods }))
     }
 
@@ -70,11 +77,13 @@ impl PodService for Pods {
         &self,
         request: Request<GetPodRequest>,
     ) -> Result<Response<GetPodResponse>, Status> {
-        let pod = self.engine.get(&request.into_inner().pod);
+        let name = request.into_inner().pod;
+        let pod = match self.engine.get(&name) {
+            Err(EngineError::NoSuchPod(_)) => self.others.find(&name),
+            pod => pod.map(|pod| convert::pod(&pod)),
+        };
         let pod = pod.map_err(|e| status::of_engine(&e))?;
-        Ok(Response::new(GetPodResponse {
-            pod: Some(convert::pod(&pod)),
-        }))
+        Ok(Response::new(GetPodResponse { pod: Some(pod) }))
     }
 
     type WatchPodStream = Answers<WatchPodResponse>;
@@ -97,11 +106,11 @@ impl PodService for Pods {
         let grace = request
             .grace_period_seconds
             .map(|s| Duration::from_secs(s.into()));
-        let pod = self.engine.stop(&request.pod, grace).await;
-        let pod = pod.map_err(|e| status::of_engine(&e))?;
-        Ok(Response::new(StopPodResponse {
-            pod: Some(convert::pod(&pod)),
-        }))
+        let pod = match self.engine.stop(&request.pod, grace).await {
+            Err(EngineError::NoSuchPod(_)) => self.others.stop(&request.pod, grace).await?,
+            pod => convert::pod(&*pod.map_err(|e| status::of_engine(&e))?),
+        };
+        Ok(Response::new(StopPodResponse { pod: Some(pod) }))
     }
 
     async fn remove_pod(
@@ -109,8 +118,10 @@ impl PodService for Pods {
         request: Request<RemovePodRequest>,
     ) -> Result<Response<RemovePodResponse>, Status> {
         let request = request.into_inner();
+        // Of a pod that the engine does not know this is no error.
         let removed = self.engine.remove(&request.pod, request.force).await;
         removed.map_err(|e| status::of_engine(&e))?;
+        self.others.remove(&request.pod, request.force).await?;
         Ok(Response::new(RemovePodResponse {}))
     }
 
@@ -122,11 +133,12 @@ impl PodService for Pods {
     ) -> Result<Response<Self::LogsStream>, Status> {
         Ok(Response::new(logs::logs(
             &self.engine,
+            &self.others,
             request.into_inner(),
         )?))
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        Ok(Response::new(self.facts.answer(&self.engine)))
+        Ok(Response::new(self.facts.answer(&self.engine, &self.others)))
     }
 }

@@ -2,6 +2,7 @@
 
 use image_store::{ImageError, PullError};
 use pod_engine::{EngineError, ErrorKind};
+use sandbox::SandboxError;
 use sandbox::chain;
 use std::error::Error;
 use tonic::{Code, Status};
@@ -15,6 +16,16 @@ pub(crate) fn of_engine(error: &EngineError) -> Status {
         ErrorKind::FailedPrecondition => Code::FailedPrecondition,
         ErrorKind::ResourceExhausted => Code::ResourceExhausted,
         ErrorKind::Internal => Code::Internal,
+    };
+    with_code(code, error)
+}
+
+/// The status of a failed call on a sandbox that the engine does not know.
+pub(crate) fn of_sandbox(error: &SandboxError) -> Status {
+    let code = match error {
+        SandboxError::NoSuchSandbox(_) => Code::NotFound,
+        SandboxError::WrongState { .. } => Code::FailedPrecondition,
+        _ => Code::Internal,
     };
     with_code(code, error)
 }

@@ -3,13 +3,15 @@
 //! The daemon may be killed at any moment: nothing is done at the end that the
 //! next start would need. SIGTERM and SIGINT end it; pods go on.
 
+mod cri;
 mod engine;
 mod guest;
 mod socket;
 
 use crate::cli::EngineArg;
 use anyhow::Context;
-use image_store::ImageStore;
+use futures_util::FutureExt;
+use image_store::{ImageStore, Reference};
 use pod_engine::PodEngine;
 use pod_server::{Facts, Images, Pods};
 use sandbox::Sandboxes;
@@ -21,6 +23,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tracing::info;
 use vm_launcher::Launcher;
+
+/// How long the daemon waits for calls in progress when it is told to end.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Arguments of `spherule serve`.
 #[derive(Debug, clap::Args)]
@@ -41,8 +46,17 @@ pub(crate) struct Args {
     #[arg(long, default_value = "/etc/spherule/certs.d")]
     registries: PathBuf,
     /// Registry of references that name none
+    #[arg(long, default_value = "docker.io")]
+    default_registry: String,
+    /// File with credentials for registries, in the format of docker's config.json
     #[arg(long)]
-    default_registry: Option<String>,
+    registry_credentials: Option<PathBuf>,
+    /// Image that the kubelet should not collect; may be given several times
+    #[arg(long)]
+    pinned_image: Vec<Reference>,
+    /// Socket of the Kubernetes CRI [default: unix://<run>/cri.sock]
+    #[arg(long)]
+    listen: Option<String>,
     /// How long a guest may take from its boot to its agent's greeting
     #[arg(long, value_parser = humantime::parse_duration, default_value = "120s")]
     agent_timeout: Duration,
@@ -81,13 +95,21 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     let root = args.root.canonicalize()?;
     let run = run.canonicalize()?;
     let state = StateStore::open(&root.join("state.redb"))?;
-    let launcher = Launcher::new(engine::vmm_program(args.vmm)?);
+    let launcher = Launcher::new(engine::vmm_program(args.vmm.clone())?);
     let engines = engine::choose(&launcher, args.engine)?;
     info!(engine = %engines.chosen, reason = engines.reason, "engine chosen");
 
+    let cri_socket = match &args.listen {
+        Some(address) => socket::path_of(address)?,
+        None => run.join("cri.sock"),
+    };
+    let cri_config = cri::config(&args, &engines, &root, &run);
+
     let config = image_store::Config {
         registries_dir: Some(args.registries),
-        default_registry: args.default_registry,
+        default_registry: Some(args.default_registry),
+        credentials_file: args.registry_credentials,
+        pinned: args.pinned_image,
         ..image_store::Config::default()
     };
     let images = ImageStore::open(&root, state.clone(), config)?;
@@ -104,11 +126,12 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     let sandboxes = Sandboxes::open(config, &state, images.clone()).await?;
     let mut config = pod_engine::Config::new(&root);
     config.restart_backoff.base = args.restart_backoff;
-    let pods = PodEngine::open(sandboxes, images.clone(), &state, config).await?;
+    let pods = PodEngine::open(sandboxes.clone(), images.clone(), &state, config).await?;
 
     let facts = Facts {
         root: root.display().to_string(),
         run: run.display().to_string(),
+        cri_socket: format!("unix://{}", cri_socket.display()),
         kernel: guest.kernel.display().to_string(),
         engine: engines.message(),
         engine_reason: engines.reason.clone(),
@@ -117,18 +140,34 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     };
     let spool = root.join("spool");
     std::fs::create_dir_all(&spool)?;
-    let listener = socket::listen(&run)?;
-    info!(socket = %run.join(pod_api::SOCKET).display(), "serving");
-    tonic::transport::Server::builder()
+    let cri = cri::services(&sandboxes, &images, &state, cri_config);
+    let own = tonic::transport::Server::builder()
         .add_service(pod_api::v1::pod_service_server::PodServiceServer::new(
-            Pods::new(pods, facts),
+            Pods::new(pods, sandboxes, facts),
         ))
         .add_service(
             pod_api::v1::image_service_server::ImageServiceServer::new(Images::new(images, spool))
                 .max_decoding_message_size(2 * pod_api::IMPORT_CHUNK),
-        )
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended())
-        .await?;
+        );
+    // The CRI's first: who waits for the other one finds both.
+    let cri_listener = UnixListenerStream::new(socket::listen(&cri_socket)?);
+    let own_socket = run.join(pod_api::SOCKET);
+    let own_listener = UnixListenerStream::new(socket::listen(&own_socket)?);
+    info!(socket = %own_socket.display(), cri = %cri_socket.display(), "serving");
+    let end = ended().shared();
+    tokio::select! {
+        served = async {
+            tokio::try_join!(
+                own.serve_with_incoming_shutdown(own_listener, end.clone()),
+                cri.serve_with_incoming_shutdown(cri_listener, end.clone()),
+            )
+        } => drop(served?),
+        // Calls that are being answered get this long; streams never end by themselves.
+        () = async {
+            end.clone().await;
+            tokio::time::sleep(LAST_ANSWERS).await;
+        } => {}
+    }
     info!("ended; the pods go on");
     Ok(())
 }

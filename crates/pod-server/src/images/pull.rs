@@ -13,7 +13,8 @@ use tonic::Status;
 type Events = Pin<Box<dyn Stream<Item = Result<PullImageResponse, Status>> + Send>>;
 
 /// The events of one pull. A caller that reads slowly misses progress, never the
-/// outcome; one that goes away leaves the pull to those who also asked for it.
+/// outcome; one that goes away leaves the pull to those who also asked for it, or
+/// ends it.
 pub(crate) fn pull(store: ImageStore, request: PullImageRequest) -> Events {
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
@@ -26,7 +27,11 @@ pub(crate) fn pull(store: ImageStore, request: PullImageRequest) -> Events {
             let event = Event::Progress(message(p));
             let _ = progress.try_send(Ok(PullImageResponse { event: Some(event) }));
         });
-        let outcome = match pulled.await {
+        let pulled = tokio::select! {
+            pulled = pulled => pulled,
+            () = sender.closed() => return,
+        };
+        let outcome = match pulled {
             Ok(image) => Ok(PullImageResponse {
                 event: Some(Event::Done(convert::image(&image))),
             }),

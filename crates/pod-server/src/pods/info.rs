@@ -1,5 +1,6 @@
 //! Info: what the daemon is and which engine it chose, and why.
 
+use super::others::Others;
 use image_store::ImageStore;
 use pod_api::v1::{Engine, EngineInfo, InfoResponse};
 use pod_engine::PodEngine;
@@ -12,6 +13,8 @@ pub struct Facts {
     pub root: String,
     /// Directory of sockets.
     pub run: String,
+    /// The CRI's socket.
+    pub cri_socket: String,
     /// The guest kernel's path.
     pub kernel: String,
     /// The engine pods get.
@@ -41,7 +44,7 @@ impl Facts {
         }
     }
 
-    pub(crate) fn answer(&self, engine: &PodEngine) -> InfoResponse {
+    pub(crate) fn answer(&self, engine: &PodEngine, others: &Others) -> InfoResponse {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         InfoResponse {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -51,7 +54,8 @@ impl Facts {
             engine_reason: self.engine_reason.clone(),
             engines: self.engines.clone(),
             kernel: self.kernel.clone(),
-            pods: count(engine.list(&BTreeMap::new()).len()),
+            pods: count(engine.list(&BTreeMap::new()).len() + others.count()),
+            cri_socket: self.cri_socket.clone(),
             images: count(self.images.list().map_or(0, |images| images.len())),
         }
     }

@@ -2,10 +2,11 @@
 //! container one after the other; on request until the pod has ended.
 
 use super::Answers;
+use super::others::Others;
 use crate::cri_log::{Parser, Record};
 use crate::status;
 use pod_api::v1::{LogsRequest, LogsResponse, logs_response::Stream};
-use pod_engine::{LogFile, PodEngine};
+use pod_engine::{EngineError, LogFile, LogFiles, PodEngine};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -23,49 +24,84 @@ const CHUNK: usize = 64 << 10;
 /// slow caller, and ends when the caller is gone.
 pub(crate) fn logs(
     engine: &PodEngine,
+    others: &Others,
     request: LogsRequest,
 ) -> Result<Answers<LogsResponse>, Status> {
-    let pod = engine
-        .get(&request.pod)
-        .map_err(|e| status::of_engine(&e))?;
-    let names: Vec<String> = if request.containers.is_empty() {
-        pod.all_containers().map(|c| c.name.clone()).collect()
+    let (source, all) = find(engine, others, &request.pod).map_err(|e| status::of_engine(&e))?;
+    let names = if request.containers.is_empty() {
+        all
     } else {
         request.containers
     };
     for name in &names {
-        engine
-            .log_files(&pod.id, name)
-            .map_err(|e| status::of_engine(&e))?;
+        source.files(name).map_err(|e| status::of_engine(&e))?;
     }
     let (sender, receiver) = mpsc::channel(64);
-    let engine = engine.clone();
     tokio::task::spawn_blocking(move || {
         let mut tails: Vec<Tail> = names.into_iter().map(Tail::new).collect();
-        if let Err(status) = read(&engine, &pod.id, &mut tails, request.follow, &sender) {
+        if let Err(status) = read(&source, &mut tails, request.follow, &sender) {
             let _ = sender.blocking_send(Err(status));
         }
     });
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
 
+/// A pod, of the engine or of another.
+struct Source {
+    pod: String,
+    known: String,
+    engine: Result<PodEngine, Others>,
+}
+
+/// The pod, and the names of its containers.
+fn find(
+    engine: &PodEngine,
+    others: &Others,
+    name: &str,
+) -> Result<(Source, Vec<String>), EngineError> {
+    let (pod, names, engine): (_, Vec<_>, _) = match engine.get(name) {
+        Err(EngineError::NoSuchPod(_)) => {
+            let pod = others.find(name)?;
+            let names = pod.containers.into_iter().map(|c| c.name).collect();
+            (pod.id, names, Err(others.clone()))
+        }
+        pod => {
+            let pod = pod?;
+            let names = pod.all_containers().map(|c| c.name.clone()).collect();
+            (pod.id.clone(), names, Ok(engine.clone()))
+        }
+    };
+    let known = names.join(", ");
+    Ok((Source { pod, known, engine }, names))
+}
+
+impl Source {
+    fn files(&self, container: &str) -> Result<LogFiles, EngineError> {
+        match &self.engine {
+            Ok(engine) => engine.log_files(&self.pod, container),
+            Err(others) => {
+                let files = others.log_files(&self.pod, container);
+                files.ok_or_else(|| EngineError::NoSuchContainer {
+                    pod: self.pod.clone(),
+                    container: container.to_owned(),
+                    known: self.known.clone(),
+                })
+            }
+        }
+    }
+}
+
 type Sender = mpsc::Sender<Result<LogsResponse, Status>>;
 
 /// Reads until everything was sent; while following, until the containers have
 /// ended for good.
-fn read(
-    engine: &PodEngine,
-    pod: &str,
-    tails: &mut [Tail],
-    follow: bool,
-    sender: &Sender,
-) -> Result<(), Status> {
+fn read(source: &Source, tails: &mut [Tail], follow: bool, sender: &Sender) -> Result<(), Status> {
     loop {
         let mut finished = true;
         for tail in &mut *tails {
             // Asked before reading: what is complete now is read to its end below.
             // A pod that was removed meanwhile has no files: nothing more to read.
-            let Ok(files) = engine.log_files(pod, &tail.container) else {
+            let Ok(files) = source.files(&tail.container) else {
                 return Ok(());
             };
             finished &= files.finished;

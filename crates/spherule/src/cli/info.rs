@@ -20,6 +20,7 @@ pub(crate) async fn run(mut daemon: Daemon, how: Output) -> anyhow::Result<()> {
     output::print(format!("Version:  {}", info.version))?;
     output::print(format!("Root:     {}", info.root))?;
     output::print(format!("Run:      {}", info.run))?;
+    output::print(format!("CRI:      {}", info.cri_socket))?;
     output::print(format!("Kernel:   {}", info.kernel))?;
     output::print(format!("Pods:     {}", info.pods))?;
     output::print(format!("Images:   {}", info.images))?;
