@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Largest spherule-init in bytes: every guest copies it to memory at boot.
-const MAX_BINARY: u64 = 3 << 19;
+const MAX_BINARY: u64 = 2 << 20;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Brings the initramfs up to date and returns its path. Cargo decides whether
