@@ -42,7 +42,7 @@ const VLAN_TAG_PRESENT: u32 = 0xffff_f000 + 48;
 const MATCH: u32 = u32::MAX;
 /// The most addresses that one program names; far more than any CNI gives, and
 /// well under the 4096 instructions that the kernel takes.
-pub(crate) const MAX_ADDRESSES: usize = 256;
+pub(crate) const MAX_ADDRESSES: usize = 128;
 
 /// One instruction (`struct sock_filter`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -87,7 +87,6 @@ impl<'de> Deserialize<'de> for MacAddr {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
 

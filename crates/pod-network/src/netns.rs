@@ -114,7 +114,7 @@ impl Netns {
 /// making and the mount) is none.
 pub(crate) fn exists(path: &Path) -> Result<bool, NetnsError> {
     match rustix::fs::statfs(path) {
-        Ok(stat) => Ok(i64::from(stat.f_type) == NSFS_MAGIC),
+        Ok(stat) => Ok(stat.f_type == NSFS_MAGIC),
         Err(rustix::io::Errno::NOENT) => Ok(false),
         Err(e) => Err(step("look at", path)(e)),
     }

@@ -63,8 +63,11 @@ fn describe(skipped: &Skipped) -> String {
 /// The versions that programs said they speak; asked once a program.
 #[derive(Debug, Default)]
 pub(crate) struct Versions {
-    known: Mutex<HashMap<(PathBuf, u64, i64), Option<Vec<String>>>>,
+    known: Mutex<HashMap<Program, Option<Vec<String>>>>,
 }
+
+/// Path, inode and change time: a program that is replaced is asked again.
+type Program = (PathBuf, u64, i64);
 
 impl Versions {
     fn of(&self, program: &Path, timeout: Duration) -> Option<Vec<String>> {

@@ -57,8 +57,7 @@ fn open_queue(name: &str, multi_queue: bool) -> Result<OwnedFd, TapError> {
     if multi_queue {
         mode |= libc::IFF_MULTI_QUEUE;
     }
-    // The flags are 16 bits wide in the kernel as well (`ifr_flags`).
-    request.ifr_ifru.ifru_flags = (mode & 0xffff) as u16 as i16;
+    request.ifr_ifru.ifru_flags = flags_of(mode);
     let ioctl_error = |step| {
         move |source: io::Error| match source.raw_os_error() {
             Some(libc::EBUSY) => TapError::Busy(name.to_owned()),
@@ -85,6 +84,12 @@ fn open_queue(name: &str, multi_queue: bool) -> Result<OwnedFd, TapError> {
     done(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETPERSIST, 1_u64) })
         .map_err(ioctl_error("keep"))?;
     Ok(fd)
+}
+
+/// The kernel's `ifr_flags` are 16 bits wide; libc has the flags as wider ones.
+fn flags_of(mode: libc::c_int) -> libc::c_short {
+    let [low, high, ..] = mode.to_le_bytes();
+    libc::c_short::from_le_bytes([low, high])
 }
 
 fn interface_request(name: &str) -> Result<libc::ifreq, TapError> {

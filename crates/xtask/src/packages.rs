@@ -18,12 +18,19 @@ pub(crate) const KERNEL: &[&str] = &[
     "patch",
     "xz-utils",
 ];
-/// For running pods: scratch disks, and the fallback engine.
-pub(crate) const RUN: &[&str] = &["e2fsprogs", "qemu-system-x86"];
+/// For running pods: scratch disks, the fallback engine, the plugins of the
+/// default network and what they run.
+pub(crate) const RUN: &[&str] = &[
+    "containernetworking-plugins",
+    "e2fsprogs",
+    "iptables",
+    "qemu-system-x86",
+];
 /// For the demo's image.
 pub(crate) const DEMO: &[&str] = &["busybox-static"];
-/// For tests: a real registry, and a second opinion on EROFS images.
-pub(crate) const TEST: &[&str] = &["docker-registry", "erofs-utils"];
+/// For tests: a real registry, a second opinion on EROFS images, namespaces that
+/// play hosts.
+pub(crate) const TEST: &[&str] = &["docker-registry", "erofs-utils", "iproute2"];
 
 /// Makes sure that these packages are installed.
 pub(crate) fn ensure(groups: &[&[&'static str]]) -> anyhow::Result<()> {

@@ -162,7 +162,6 @@ fn read_one(path: &Path, size: u64) -> Result<NetworkList, SkipReason> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
 

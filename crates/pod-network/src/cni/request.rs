@@ -203,7 +203,6 @@ pub(crate) fn unfit(pod: &PodIdentity) -> Option<(&'static str, &str)> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
 

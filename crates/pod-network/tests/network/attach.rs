@@ -1,10 +1,12 @@
 //! The default network: made, used, removed.
 
 use crate::guest::Guest;
-use crate::host::{attach, on_host, request};
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use crate::host::{Node, attach, command, listen, on_host, request};
+use pod_network::default_list::{self, InitError, Options};
+use pod_network::{AttachRequest, NetworkError, PortMapping, TapError, chain_text};
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 /// Sends bytes from one side to the other and back over TCP; panics where they
 /// do not arrive as they were.
@@ -25,19 +27,6 @@ fn exchange(listener: &TcpListener, connect: impl FnOnce() -> TcpStream + Send, 
         stream.read_exact(&mut back).expect("what came back");
         assert!(back == bytes, "bytes changed on the way");
     });
-}
-
-/// Listens as soon as the address may be used: IPv6 looks for a duplicate first.
-fn listen(address: SocketAddr) -> TcpListener {
-    for _ in 0..200 {
-        match TcpListener::bind(address) {
-            Err(e) if e.kind() == ErrorKind::AddrNotAvailable => {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            other => return other.expect("a listener"),
-        }
-    }
-    panic!("{address} is not to be had");
 }
 
 fn gateway(nic: &pod_network::Nic, v4: bool) -> IpAddr {
@@ -83,5 +72,360 @@ fn guest_and_host_speak_tcp_over_both_families() {
         drop(guest);
         drop(attachment);
         network.remove(&record).unwrap();
+    });
+}
+
+#[test]
+fn a_pod_leaves_nothing_behind() {
+    on_host(|host| {
+        let network = host.with_default_list();
+        let (record, attachment) = attach(&network, with_port("warm", 9000));
+        drop(attachment);
+        network.remove(&record).unwrap();
+        let before = host.remains();
+        let (record, attachment) = attach(&network, with_port("a", 9000));
+        drop(attachment);
+        assert_ne!(host.remains(), before);
+        network.remove(&record).unwrap();
+        assert_eq!(host.remains(), before);
+        network.remove(&record).unwrap();
+        assert!(network.adopt(&record).is_err());
+    });
+}
+
+#[test]
+fn check_tells_what_was_changed() {
+    on_host(|host| {
+        let list = serde_json::json!({"cniVersion": "1.0.0", "name": "n", "plugins": [
+            {"type": "bridge", "bridge": "br0", "isDefaultGateway": true, "ipam": {
+                "type": "host-local", "dataDir": host.leases(), "subnet": "10.7.0.0/24"}},
+        ]});
+        host.write_list("10-net.conflist", &list.to_string());
+        let network = host.network();
+        let (record, attachment) = attach(&network, request("a"));
+        // The addresses are still where the plugin looks for them.
+        network.check(&record).unwrap();
+        let netns = format!("--net={}", record.netns.display());
+        command(
+            "nsenter",
+            &[&netns, "ip", "address", "flush", "dev", "eth0"],
+        );
+        let text = chain_text(&network.check(&record).unwrap_err());
+        assert!(
+            text.contains("\"bridge\"") && text.contains("CHECK"),
+            "{text}"
+        );
+        drop(attachment);
+        network.remove(&record).unwrap();
+    });
+}
+
+/// A pod whose port 80 is that port of the host.
+fn with_port(id: &str, host_port: u16) -> AttachRequest {
+    let mut wish = request(id);
+    wish.capabilities.port_mappings = vec![PortMapping {
+        host_port,
+        container_port: 80,
+        protocol: "tcp".into(),
+        host_ip: None,
+    }];
+    wish
+}
+
+#[test]
+fn a_host_port_leads_to_the_pod_and_can_be_used_again() {
+    on_host(|host| {
+        let network = host.with_default_list();
+        for id in ["first", "second"] {
+            let (record, attachment) = attach(&network, with_port(id, 9001));
+            let guest = Guest::start(&attachment.nics[0]);
+            let pod_ip = attachment.pod_ips[0];
+            let listener = guest.within(|| listen(SocketAddr::new(pod_ip, 80)));
+            let host_ip = gateway(&attachment.nics[0], true);
+            exchange(
+                &listener,
+                || TcpStream::connect((host_ip, 9001)).expect("the host's port"),
+                10_000,
+            );
+            drop((guest, attachment));
+            network.remove(&record).unwrap();
+        }
+    });
+}
+
+#[test]
+fn twenty_pods_at_once_have_addresses_of_their_own_and_reach_each_other() {
+    on_host(|host| {
+        let network = host.with_default_list();
+        let pods: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..20)
+                .map(|i| {
+                    let network = &network;
+                    scope.spawn(move || attach(network, request(&format!("pod{i}"))))
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|t| t.join().expect("a pod"))
+                .collect()
+        });
+        let addresses: BTreeSet<IpAddr> = pods
+            .iter()
+            .flat_map(|(_, attachment)| attachment.pod_ips.clone())
+            .collect();
+        assert_eq!(addresses.len(), 40);
+        let macs: BTreeSet<_> = pods.iter().map(|(_, a)| a.nics[0].mac).collect();
+        assert_eq!(macs.len(), 20);
+
+        let one = Guest::start(&pods[3].1.nics[0]);
+        let other = Guest::start(&pods[17].1.nics[0]);
+        for family in [0, 1] {
+            let address = SocketAddr::new(pods[17].1.pod_ips[family], 7000);
+            let listener = other.within(|| listen(address));
+            exchange(
+                &listener,
+                || one.within(|| TcpStream::connect(address).expect("pod to pod")),
+                100_000,
+            );
+        }
+        drop((one, other));
+        let records: Vec<_> = pods.into_iter().map(|(record, _)| record).collect();
+        std::thread::scope(|scope| {
+            for record in &records {
+                let network = &network;
+                scope.spawn(move || network.remove(record).expect("removal"));
+            }
+        });
+        assert!(host.remains().iter().all(|line| !line.contains("pod")));
+    });
+}
+
+#[test]
+fn large_frames_pass_where_the_network_has_them() {
+    on_host(|host| {
+        host.write_default_list(&Options {
+            mtu: Some(9000),
+            ..host.default_options()
+        });
+        let network = host.network();
+        let (record, attachment) = attach(&network, request("a"));
+        let nic = &attachment.nics[0];
+        assert_eq!(nic.mtu, 9000);
+        let guest = Guest::start(nic);
+        let at_host = UdpSocket::bind(SocketAddr::new(gateway(nic, true), 0)).unwrap();
+        let address = at_host.local_addr().unwrap();
+        // One frame of exactly the MTU: 20 bytes of IPv4, 8 of UDP.
+        let payload = vec![7; 9000 - 28];
+        guest.within(|| {
+            let socket = UdpSocket::bind((attachment.pod_ips[0], 0)).unwrap();
+            socket
+                .send_to(&payload, address)
+                .expect("a frame of 9000 bytes")
+        });
+        let mut got = vec![0; 10_000];
+        let (length, _) = at_host.recv_from(&mut got).unwrap();
+        assert!(got[..length] == payload[..]);
+        drop(guest);
+        network.remove(&record).unwrap();
+    });
+}
+
+#[test]
+fn a_pod_reaches_the_world_masqueraded() {
+    on_host(|host| {
+        let network = host.with_default_list();
+        // Another node, which knows no way to the pods.
+        let (record, attachment) = attach(&network, request("a"));
+        let node = Node::beside("192.0.2.1/24", "192.0.2.2/24");
+        let guest = Guest::start(&attachment.nics[0]);
+        let listener = node.within(|| listen("192.0.2.2:7000".parse().unwrap()));
+        let peer = std::thread::scope(|scope| {
+            let accepted = scope.spawn(|| listener.accept().expect("a connection").1);
+            let stream = guest.within(|| TcpStream::connect("192.0.2.2:7000").expect("the world"));
+            drop(stream);
+            accepted.join().unwrap()
+        });
+        assert_eq!(peer.ip().to_string(), "192.0.2.1");
+        drop(guest);
+        network.remove(&record).unwrap();
+    });
+}
+
+/// Makes two interfaces by hand: eth0 with a gateway outside its subnet, as
+/// Calico does, and net1, as Multus would.
+const TWO_INTERFACES: &str = r#"
+[ $CNI_COMMAND = ADD ] || { echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}'; ip link del hosta 2>/dev/null; exit 0; }
+set -e
+in="nsenter --net=$CNI_NETNS"
+ip link add hosta type veth peer name eth0 netns $CNI_NETNS
+ip link add hostb type veth peer name net1 netns $CNI_NETNS
+$in ip link set eth0 up mtu 1450
+$in ip addr add 10.65.0.7/32 dev eth0
+$in ip route add 169.254.1.1 dev eth0
+$in ip route add default via 169.254.1.1 mtu 1400
+$in ip neigh add 169.254.1.1 lladdr $(cat /sys/class/net/hosta/address) dev eth0 nud permanent
+$in ip addr add 10.66.0.7/24 dev net1
+ip link set hosta up
+ip link set hostb up
+ip route add 10.65.0.7 dev hosta
+ip addr add 10.66.0.1/24 dev hostb
+printf '{"cniVersion":"1.0.0","interfaces":[{"name":"hosta"},{"name":"net1","sandbox":"%s"},{"name":"eth0","sandbox":"%s"}],
+ "ips":[{"address":"10.66.0.7/24","interface":1},{"address":"10.65.0.7/32","interface":2}],"dns":{"nameservers":["10.65.0.1"]}}' $CNI_NETNS $CNI_NETNS
+"#;
+
+#[test]
+fn several_interfaces_and_gateways_outside_the_subnet_come_through() {
+    on_host(|host| {
+        host.write_plugin("two", TWO_INTERFACES);
+        host.write_list(
+            "10-two.conf",
+            r#"{"cniVersion":"1.0.0","name":"two","type":"two"}"#,
+        );
+        // /sys shows the namespace that it was mounted from.
+        rustix::mount::mount(
+            "sysfs",
+            "/sys",
+            "sysfs",
+            rustix::mount::MountFlags::empty(),
+            None,
+        )
+        .unwrap();
+        let network = host.network();
+        let (record, attachment) = attach(&network, request("a"));
+        let names: Vec<&str> = attachment.nics.iter().map(|n| n.name.as_str()).collect();
+        assert_eq!(names, ["eth0", "net1"]);
+        assert_eq!(attachment.pod_ips, ["10.65.0.7".parse::<IpAddr>().unwrap()]);
+        assert_eq!(attachment.dns.nameservers, ["10.65.0.1"]);
+        let nic = &attachment.nics[0];
+        assert_eq!(nic.mtu, 1450);
+        let routes: Vec<_> = nic
+            .routes
+            .iter()
+            .map(|r| (r.destination.to_string(), r.gateway, r.on_link, r.mtu))
+            .collect();
+        let gateway = "169.254.1.1".parse().unwrap();
+        assert_eq!(
+            routes,
+            [
+                ("169.254.1.1/32".to_owned(), None, false, None),
+                ("0.0.0.0/0".to_owned(), Some(gateway), false, Some(1400)),
+            ]
+        );
+        assert_eq!(nic.neighbours.len(), 1);
+        assert_eq!(nic.neighbours[0].address, gateway);
+
+        let addresses: Vec<String> = attachment.nics[1]
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(addresses, ["10.66.0.7/24"]);
+        let guest = Guest::start(&attachment.nics[1]);
+        let listener = guest.within(|| listen("10.66.0.7:80".parse().unwrap()));
+        exchange(
+            &listener,
+            || TcpStream::connect("10.66.0.7:80").expect("the second interface"),
+            1000,
+        );
+        drop(guest);
+        drop(attachment);
+        assert_eq!(network.counters(&record).unwrap().len(), 2);
+        network.remove(&record).unwrap();
+    });
+}
+
+#[test]
+fn a_running_pod_is_adopted_and_its_taps_are_opened_anew() {
+    on_host(|host| {
+        let network = host.with_default_list();
+        for queues in [1, 4] {
+            let mut wish = request("a");
+            wish.queues = queues;
+            let (record, attachment) = attach(&network, wish);
+            let nic = &attachment.nics[0];
+            assert_eq!(nic.taps.len(), usize::from(queues));
+
+            // As the next run of the daemon: all it has is the record.
+            let stored = serde_json::to_string(&record).unwrap();
+            let record = serde_json::from_str(&stored).unwrap();
+            let network = host.network();
+            let adopted = network.adopt(&record).unwrap();
+            let again = &adopted.nics[0];
+            assert!(again.taps.is_empty());
+            assert_eq!(
+                (again.mac, again.mtu, &again.addresses, &again.routes),
+                (nic.mac, nic.mtu, &nic.addresses, &nic.routes)
+            );
+            assert_eq!(adopted.pod_ips, attachment.pod_ips);
+            if queues == 1 {
+                let busy = network.reopen(&record).unwrap_err();
+                assert!(
+                    matches!(busy, NetworkError::Tap(TapError::Busy(_))),
+                    "{busy:?}"
+                );
+            }
+            drop(attachment);
+            let reopened = network.reopen(&record).unwrap();
+            assert_eq!(reopened.nics[0].taps.len(), usize::from(queues));
+            let guest = Guest::start(&reopened.nics[0]);
+            let address = SocketAddr::new(reopened.pod_ips[0], 80);
+            if queues == 1 {
+                let listener = guest.within(|| listen(address));
+                exchange(&listener, || TcpStream::connect(address).unwrap(), 1000);
+            }
+            drop((guest, reopened));
+            network.remove(&record).unwrap();
+        }
+    });
+}
+
+#[test]
+fn the_default_network_gives_way_to_others_and_to_the_host_s_routes() {
+    on_host(|host| {
+        let options = host.default_options();
+        let write = |options: &Options| {
+            default_list::write(&host.config.conf_dir, &host.config.plugin_dirs, options)
+        };
+        assert!(!write(&options).unwrap().unchanged);
+        assert!(write(&options).unwrap().unchanged);
+        let other = Options {
+            mtu: Some(1400),
+            ..options.clone()
+        };
+        assert!(matches!(write(&other), Err(InitError::Exists(_))));
+        let forced = Options {
+            force: true,
+            ..other
+        };
+        assert!(!write(&forced).unwrap().unchanged);
+        host.write_list("05-cilium.conflist", "{}");
+        let unforced = Options {
+            force: false,
+            ..forced.clone()
+        };
+        assert!(
+            matches!(write(&unforced), Err(InitError::Exists(path)) if path.ends_with("05-cilium.conflist"))
+        );
+        host.write_list(
+            "05-cilium.conflist",
+            r#"{"cniVersion":"1.0.0","name":"c","plugins":[{"type":"c"}]}"#,
+        );
+        let written = write(&forced).unwrap();
+        assert!(
+            written
+                .overridden_by
+                .unwrap()
+                .ends_with("05-cilium.conflist")
+        );
+
+        let _node = Node::beside("10.88.3.1/24", "10.88.3.2/24");
+        let changed = Options {
+            mtu: None,
+            ..forced
+        };
+        let error = write(&changed).unwrap_err();
+        assert!(matches!(error, InitError::Overlap { .. }), "{error}");
+        let missing = default_list::write(&host.config.conf_dir, &[], &options).unwrap_err();
+        assert!(matches!(missing, InitError::Plugin { name: "bridge", .. }));
     });
 }

@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "a TAP is attached to by ioctl")]
 // UNSAFETY: libc::ioctl(TUNSETIFF, TUNSETVNETHDRSZ) on the test's own TAP.
 
-use crate::host::command;
+use crate::host::{command, on_thread};
 use nix::sched::{CloneFlags, setns, unshare};
 use pod_network::Nic;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -84,13 +84,6 @@ impl Drop for Guest {
             let _ = pump.join();
         }
     }
-}
-
-fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| match scope.spawn(work).join() {
-        Ok(done) => done,
-        Err(panic) => std::panic::resume_unwind(panic),
-    })
 }
 
 /// Both TAPs speak frames behind the same header, so they pass as they are.

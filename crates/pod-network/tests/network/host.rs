@@ -1,12 +1,15 @@
 //! A namespace that plays the host.
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use pod_network::{
     AttachRequest, Attachment, Capabilities, Network, NetworkConfig, NetworkRecord, PodIdentity,
     default_list,
 };
 use rustix::mount::{MountFlags, MountPropagationFlags};
-use std::fs;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -69,7 +72,6 @@ impl Host {
     pub(crate) fn default_options(&self) -> default_list::Options {
         default_list::Options {
             data_dir: Some(self.leases()),
-            // The plugins' iptables rules for a v6 port want ip6tables' nat.
             ..default_list::Options::default()
         }
     }
@@ -182,4 +184,63 @@ pub(crate) fn lines(path: &Path) -> Vec<String> {
         .lines()
         .map(str::to_owned)
         .collect()
+}
+/// Listens as soon as the address may be used: IPv6 looks for a duplicate first.
+pub(crate) fn listen(address: SocketAddr) -> TcpListener {
+    for _ in 0..200 {
+        match TcpListener::bind(address) {
+            Err(e) if e.kind() == ErrorKind::AddrNotAvailable => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            other => return other.expect("a listener"),
+        }
+    }
+    panic!("{address} is not to be had");
+}
+
+/// Another machine on a wire to the host.
+pub(crate) struct Node {
+    netns: File,
+}
+
+impl Node {
+    /// A wire between these two addresses, the host's first.
+    pub(crate) fn beside(host: &str, node: &str) -> Self {
+        let netns = on_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a namespace");
+            File::open("/proc/thread-self/ns/net").expect("the namespace")
+        });
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&netns));
+        command(
+            "ip",
+            &[
+                "link", "add", "wire0", "type", "veth", "peer", "name", "wire1",
+            ],
+        );
+        command("ip", &["address", "add", host, "dev", "wire0"]);
+        command("ip", &["link", "set", "wire0", "up"]);
+        // `ip` wants a namespace by path; our descriptor is one while we wait.
+        let path = path.replace("/proc/self", &format!("/proc/{}", std::process::id()));
+        command("ip", &["link", "set", "wire1", "netns", &path]);
+        let made = Self { netns };
+        made.within(|| {
+            command("ip", &["address", "add", node, "dev", "wire1"]);
+            command("ip", &["link", "set", "wire1", "up"]);
+        });
+        made
+    }
+
+    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        on_thread(|| {
+            setns(self.netns.as_fd(), CloneFlags::CLONE_NEWNET).expect("the namespace");
+            work()
+        })
+    }
+}
+
+pub(crate) fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| match scope.spawn(work).join() {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
 }

@@ -5,5 +5,8 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod attach;
+mod failures;
 mod guest;
 mod host;
+mod killed;
+mod spoofing;
