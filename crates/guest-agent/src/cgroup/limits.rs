@@ -67,9 +67,7 @@ fn settings(resources: &Resources) -> Result<Vec<Setting>, AgentError> {
             out.push(Setting { file, value, field });
         }
     }
-    let mut unified: Vec<_> = resources.unified.iter().collect();
-    unified.sort();
-    for (file, value) in unified {
+    for (file, value) in &resources.unified {
         let field = format!("resources.unified[{file}]");
         check_unified(&field, file, value)?;
         // What is said twice is said last here.
@@ -196,7 +194,10 @@ impl Cgroup {
         // What restricts the values of others goes first where it is taken back,
         // last where it is set.
         let restricts = |file: &str| matches!(file, "cpu.idle" | "cpu.max.burst");
-        settings.sort_by_key(|s| s.field.is_empty() != restricts(&s.file));
+        let (mut settings, last): (Vec<_>, Vec<_>) = settings
+            .into_iter()
+            .partition(|s| s.field.is_empty() == restricts(&s.file));
+        settings.extend(last);
         if let Some(limit) = settings.iter().find(|s| s.file == "memory.max") {
             self.make_room(limit)?;
         }

@@ -278,7 +278,7 @@ impl Session {
             of.set(EventFlags::OUT, to_write);
             ends.push((End::Stdin, stdin.as_fd(), of));
         }
-        let room = self.framed.backlog() < OUTPUT_LIMIT;
+        let room = self.phase != Phase::Starting && self.framed.backlog() < OUTPUT_LIMIT;
         for (end, fd) in [(End::Stdout, &self.stdout), (End::Stderr, &self.stderr)] {
             if let Some(fd) = fd {
                 let mut of = EventFlags::empty();

@@ -81,7 +81,7 @@ impl Server {
         let name = stream
             .as_str_name()
             .trim_start_matches("STREAM_")
-            .to_lowercase();
+            .to_ascii_lowercase();
         match std::mem::replace(slot, Slot::Open) {
             Slot::Idle(fd, left) => Ok((fd, left)),
             Slot::Open => Err(AgentError::Exists {
