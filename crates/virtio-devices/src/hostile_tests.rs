@@ -8,9 +8,12 @@
     reason = "the numbers of these tests are small"
 )]
 
+use crate::net::Tap;
 use crate::testing::{Buffer, Harness, INDIRECT, NEXT, WRITE};
 use crate::vsock::Vsock;
-use crate::{Console, DeviceError, DiskBay, Rng, VirtQueue, VirtioDevice};
+use crate::{
+    Console, DeviceError, DiskBay, Fs, FsLimits, Net, NetSettings, Rng, VirtQueue, VirtioDevice,
+};
 use proptest::prelude::*;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -91,13 +94,33 @@ fn devices(dir: &TempDir) -> Vec<AnyDevice> {
         bay.attach("disk", file).expect("attach");
     }
     let sink: Arc<Mutex<dyn Write + Send>> = Arc::new(Mutex::new(std::io::sink()));
+    let limits = FsLimits {
+        nodes: 100,
+        handles: 100,
+    };
+    let (shares, _) = Fs::new("shares", limits).expect("a device");
     vec![
+        Box::new(shares),
         Box::new(read_only),
         Box::new(writable),
         Box::new(Vsock::new(3, dir.path().join("vsock")).expect("a device")),
         Box::new(Rng::new().expect("a device")),
         Box::new(Console::new(sink)),
+        Box::new(net(1)),
+        Box::new(net(2)),
     ]
+}
+
+/// A network device with a frame for its guest; nobody takes the guest's.
+fn net(pairs: usize) -> Net {
+    let settings = NetSettings {
+        name: "net",
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        anti_spoof: false,
+    };
+    let taps = (0..pairs).map(|_| Tap::with_frames(3)).collect();
+    Net::with_taps(settings, taps).expect("a device").0
 }
 
 /// A descriptor with a taste for borders.
@@ -355,7 +378,7 @@ proptest! {
             // The device reads on the last queue that it serves; where it
             // writes only, it ignores the rest.
             let index = match harness.device.name() {
-                "console" | "vsock" => 1,
+                "console" | "vsock" | "net" => 1,
                 _ => 0,
             };
             let mut offered = 0;

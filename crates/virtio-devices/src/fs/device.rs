@@ -62,6 +62,11 @@ impl Fs {
         Ok((device, handle))
     }
 
+    #[cfg(test)]
+    pub(super) fn table_counts(&self) -> (usize, usize) {
+        self.server.table().counts()
+    }
+
     fn turn(
         &mut self,
         memory: &GuestMemoryMmap,

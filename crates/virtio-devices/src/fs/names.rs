@@ -13,24 +13,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Permission bits, set-id bits and the sticky bit.
 const MODE_BITS: u32 = 0o7777;
-
-/// How long a path walk of a guest may take. A kubelet's next update is a
-/// minute away, and a change shall be seen within a second.
-const GRACE: Duration = Duration::from_millis(250);
-
-/// Whether a file's last change was so short a time ago, by the host's clock.
-fn changed_within(attr: &Attr, time: Duration) -> bool {
-    let changed = Duration::from_secs(attr.ctime.0) + Duration::from_nanos(attr.ctime.1.into());
-    // A time that no clock shows is no recent one.
-    UNIX_EPOCH
-        .checked_add(changed)
-        .and_then(|changed| SystemTime::now().duration_since(changed).ok())
-        .is_some_and(|past| past < time)
-}
 
 /// What of a mode a new file gets.
 pub(super) fn mode_of(mode: u32) -> Mode {
@@ -119,37 +104,24 @@ impl Server {
     fn found(&self, dir: &Arc<Node>, name: Name<'_>) -> Result<Reply, Errno> {
         let fd = match host_file::lookup(dir.fd(), name) {
             Ok(fd) => fd,
-            Err(Errno::NOENT) => return self.just_removed(dir, name),
+            Err(Errno::NOENT) => return Err(self.missing(dir, name)),
             Err(error) => return Err(error),
         };
         let (node, attr) = self.remember(dir, fd)?;
-        if dir.share.is_read_only() {
-            self.table().found_at(node.id, dir.id, name.bytes());
-        }
+        self.table().found_at(node.id, dir.id, name.bytes());
         Ok(Body::default().entry(node.id, &attr).into())
     }
 
-    /// Answers about a name that is not there. The kubelet updates a volume by
-    /// putting a new directory in an old one's place, which it removes at once;
-    /// a path walk of the guest takes far longer than one of the host, and may
-    /// be in the old directory. So what the guest knows of it stays for a moment
-    /// where the guest itself can remove nothing; of a removed directory it is
-    /// told to begin the walk anew.
-    fn just_removed(&self, dir: &Arc<Node>, name: Name<'_>) -> Result<Reply, Errno> {
-        if dir.share.is_read_only()
-            && let Some(node) = self.table().last_at(dir.id, name.bytes())
-        {
-            let status = Status::of(node.fd())?;
-            // Its last change was the removal.
-            if status.attr.nlink == 0 && changed_within(&status.attr, GRACE) {
-                let attr = self.guest_attr(&status);
-                self.table().tell_again(node.id);
-                return Ok(Body::default().entry(node.id, &attr).into());
-            }
-        }
-        match Status::of(dir.fd())?.attr.nlink {
-            0 => Err(Errno::STALE),
-            _ => Err(Errno::NOENT),
+    /// The answer about a name that is not there. The kubelet updates a volume by
+    /// putting a new directory in an old one's place, which it removes at once,
+    /// and a path walk of the guest may be in the old one then. STALE tells it to
+    /// begin the walk anew, once; it then finds what is there now, or nothing.
+    fn missing(&self, dir: &Arc<Node>, name: Name<'_>) -> Errno {
+        let removed = Status::of(dir.fd()).is_ok_and(|status| status.attr.nlink == 0);
+        if removed || self.table().is_missed(dir.id, name.bytes()) {
+            Errno::STALE
+        } else {
+            Errno::NOENT
         }
     }
 

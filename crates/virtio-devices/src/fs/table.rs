@@ -82,8 +82,10 @@ struct Known {
     lookups: u64,
     /// The root of a share stays until the share goes.
     is_root: bool,
-    /// Where the driver last found it, in a read-only share.
+    /// Where the driver last found it.
     place: Option<Place>,
+    /// It was not there any more when the driver asked again.
+    missed: bool,
 }
 
 /// A directory's node and a name in it.
@@ -103,8 +105,7 @@ pub(super) struct Table {
     shares: BTreeMap<String, Named>,
     nodes: HashMap<u64, Known>,
     by_key: HashMap<(u64, Key), u64>,
-    /// The nodes of read-only shares by where they were found: see
-    /// [`Table::last_at`].
+    /// Nodes by where they were last found.
     by_place: HashMap<Place, u64>,
     handles: HashMap<u64, Arc<Handle>>,
     next_number: u64,
@@ -253,6 +254,7 @@ impl Table {
             lookups: u64::from(!is_root),
             is_root,
             place: None,
+            missed: false,
         };
         self.nodes.insert(id, known);
         self.by_key.insert((share.number, status.key), id);
@@ -277,11 +279,12 @@ impl Table {
         }
     }
 
-    /// Notes where in a read-only share the driver found a node.
+    /// Notes where the driver found a node.
     pub(super) fn found_at(&mut self, id: u64, dir: u64, name: &[u8]) {
         let Some(known) = self.nodes.get_mut(&id) else {
             return;
         };
+        known.missed = false;
         let is_same = |place: &Place| place.0 == dir && *place.1 == *name;
         if known.is_root || known.place.as_ref().is_some_and(is_same) {
             return;
@@ -292,17 +295,23 @@ impl Table {
         self.leave(before, id);
     }
 
-    /// What the driver last found there, if it has not forgotten it.
-    pub(super) fn last_at(&self, dir: u64, name: &[u8]) -> Option<Arc<Node>> {
-        let id = self.by_place.get(&(dir, Box::from(name)))?;
-        self.node(*id).ok()
-    }
-
-    /// The driver is told of a node once more.
-    pub(super) fn tell_again(&mut self, id: u64) {
-        if let Some(known) = self.nodes.get_mut(&id) {
-            known.lookups = known.lookups.saturating_add(1);
+    /// Nothing is at a place, of which the driver may know a node there. It asks
+    /// twice then: whether what it knows still holds, and what there is instead.
+    /// `true` for the second question.
+    pub(super) fn is_missed(&mut self, dir: u64, name: &[u8]) -> bool {
+        let place = (dir, Box::from(name));
+        let id = self.by_place.get(&place).copied();
+        let Some(known) = id.and_then(|id| self.nodes.get_mut(&id)) else {
+            return false;
+        };
+        if !known.missed {
+            known.missed = true;
+            return false;
         }
+        known.missed = false;
+        known.place = None;
+        self.by_place.remove(&place);
+        true
     }
 
     fn leave(&mut self, place: Option<Place>, id: u64) {
