@@ -95,9 +95,9 @@ pub(crate) fn send(socket: BorrowedFd<'_>, buffers: &Buffers<'_>) -> io::Result<
 
 /// Reads one packet over the slices, of which there may be at most
 /// [`MAX_IOVECS`]; what does not fit is lost.
-pub(crate) fn read_packet<'a>(
+pub(crate) fn read_packet<'a: 'b, 'b>(
     file: BorrowedFd<'_>,
-    slices: impl Iterator<Item = &'a Slice<'a>> + Clone,
+    slices: impl Iterator<Item = &'b Slice<'a>> + Clone,
 ) -> io::Result<usize> {
     let iovecs: Vec<libc::iovec> = slices.clone().map(iovec).collect();
     let count = libc::c_int::try_from(iovecs.len()).unwrap_or(libc::c_int::MAX);

@@ -25,10 +25,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Entries in each ring.
 const SIZE: u16 = 16;
-const MEMORY_MIB: usize = 5;
+const MEMORY_MIB: usize = 7;
 const END: u64 = (MEMORY_MIB as u64) << 20;
-/// Where descriptors point to, with contents that look like requests.
-const DATA: u64 = 4 << 20;
+/// Where descriptors point to, with contents that look like requests; behind the
+/// rings of five queues, the most that a device here has.
+const DATA: u64 = 6 << 20;
 const DATA_LEN: u64 = 64 << 10;
 /// Where an indirect table lies.
 const TABLE: u64 = DATA + DATA_LEN;

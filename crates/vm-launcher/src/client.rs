@@ -98,7 +98,24 @@ impl VmmClient {
         initramfs: impl AsFd,
         kernel_log: impl AsFd,
     ) -> Result<BootResponse, ClientError> {
-        let fds = [kernel.as_fd(), initramfs.as_fd(), kernel_log.as_fd()];
+        self.boot_on_network(request, kernel, initramfs, kernel_log, &[])
+    }
+
+    /// Boots a VM with NICs; `taps` are those of all of them, in the order of
+    /// the request, as many for each as it has queue pairs.
+    ///
+    /// # Errors
+    /// If the process refuses; then it is idle again.
+    pub fn boot_on_network(
+        &mut self,
+        request: &BootRequest,
+        kernel: impl AsFd,
+        initramfs: impl AsFd,
+        kernel_log: impl AsFd,
+        taps: &[BorrowedFd<'_>],
+    ) -> Result<BootResponse, ClientError> {
+        let mut fds = vec![kernel.as_fd(), initramfs.as_fd(), kernel_log.as_fd()];
+        fds.extend_from_slice(taps);
         match self.call(Call::Boot(request.clone()), &fds, CALL_TIMEOUT)? {
             Outcome::Boot(response) => Ok(response),
             _ => Err(ClientError::Unexpected("Boot")),

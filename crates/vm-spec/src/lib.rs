@@ -1,7 +1,7 @@
 //! The control wire of a spherule-vmm process: its messages, their limits, and
 //! the names of what lies in a pod's directory.
 //!
-//! Knows no pod: a VM has an engine, vCPUs, memory, disks, shares and log streams.
+//! Knows no pod: a VM has an engine, vCPUs, memory, disks, shares, NICs and log streams.
 
 mod exit_record;
 mod limits;
@@ -15,7 +15,9 @@ pub mod proto {
 }
 
 pub use exit_record::{ExitRecordError, exit_from_json, exit_to_json};
-pub use limits::{LimitError, MAX_VCPUS, MIN_MEMORY_MIB, check_boot};
+pub use limits::{
+    LimitError, MAX_NICS, MAX_QUEUE_PAIRS, MAX_VCPUS, MIN_MEMORY_MIB, check_boot, tap_counts,
+};
 pub use probe::{Choice, EngineName, KvmSupport, Probe, QemuSupport};
 
 /// Tag of the virtio-fs device by which its guest mounts it.

@@ -5,16 +5,25 @@ use crate::engine::Machine;
 use crate::kernel_log::KernelLog;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use virtio_devices::{BayHandle, DiskBay, Fs, FsHandle, FsLimits, Rng, VirtioDevice, Vsock};
+use virtio_devices::{
+    BayHandle, DiskBay, Fs, FsHandle, FsLimits, Net, NetError, NetHandle, NetSettings, Rng,
+    VirtioDevice, Vsock,
+};
 use vm_spec::LimitError;
-use vm_spec::proto::{BootRequest, VmExit};
+use vm_spec::proto::{BootRequest, Nic, VmExit};
 
 /// Longest addition to the kernel command line: x86 kernels take 2048 bytes in
 /// all.
 const MAX_EXTRA_CMDLINE: usize = 1024;
+
+/// Names of network devices, in the request's order.
+const NIC_NAMES: [&str; vm_spec::MAX_NICS] = [
+    "net0", "net1", "net2", "net3", "net4", "net5", "net6", "net7",
+];
 
 /// Why no machine can be made of a request.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +40,23 @@ pub(crate) enum BuildError {
     /// The initramfs is none.
     #[error("the initramfs is {0}; a cpio archive (newc), perhaps compressed, is needed")]
     Initramfs(&'static str),
+    /// More or fewer TAPs than the NICs have queue pairs.
+    #[error("the NICs have {wanted} queue pairs and {came} descriptors of TAPs came")]
+    Taps {
+        /// Queue pairs of all NICs.
+        wanted: usize,
+        /// Descriptors after the kernel log's.
+        came: usize,
+    },
+    /// A TAP or the settings of a NIC are of no use.
+    #[error("the network device {name} cannot be made")]
+    Nic {
+        /// Name of the device.
+        name: &'static str,
+        /// What is wrong.
+        #[source]
+        source: NetError,
+    },
     /// A file could not be read or a device not be made.
     #[error("{what} failed")]
     Host {
@@ -50,6 +76,8 @@ pub(crate) struct BootFiles {
     pub(crate) initramfs: File,
     /// Open for appending.
     pub(crate) kernel_log: File,
+    /// The queues of the NICs' TAPs.
+    pub(crate) taps: Vec<OwnedFd>,
 }
 
 /// The parts of a machine that stay in reach while it runs.
@@ -58,6 +86,8 @@ pub(crate) struct Handles {
     pub(crate) writable: BayHandle,
     /// Of the virtio-fs device, if the request asked for one.
     pub(crate) shares: Option<FsHandle>,
+    /// Of the NICs, in the request's order.
+    pub(crate) nics: Vec<NetHandle>,
 }
 
 /// Builds a machine in `dir`. `on_exit` gets the end of its guest, and the log
@@ -97,6 +127,11 @@ pub(crate) fn build(
         devices.push(Box::new(device));
         shares = Some(handle);
     }
+    let mut nics = Vec::new();
+    for (device, handle) in make_nics(request, files.taps)? {
+        devices.push(Box::new(device));
+        nics.push(handle);
+    }
     let log_at_exit = kernel_log.clone();
     let machine = Machine {
         kernel: files.kernel,
@@ -113,8 +148,45 @@ pub(crate) fn build(
         read_only,
         writable,
         shares,
+        nics,
     };
     Ok((machine, handles))
+}
+
+/// The network devices, each with its share of the TAPs.
+fn make_nics(
+    request: &BootRequest,
+    taps: Vec<OwnedFd>,
+) -> Result<Vec<(Net, NetHandle)>, BuildError> {
+    let wanted: usize = vm_spec::tap_counts(request).sum();
+    if taps.len() != wanted {
+        return Err(BuildError::Taps {
+            wanted,
+            came: taps.len(),
+        });
+    }
+    let mut taps = taps.into_iter();
+    let nics = request.nics.iter().zip(vm_spec::tap_counts(request));
+    nics.zip(NIC_NAMES)
+        .map(|((nic, count), name)| {
+            let taps = taps.by_ref().take(count).collect();
+            make_nic(nic, name, taps).map_err(|source| BuildError::Nic { name, source })
+        })
+        .collect()
+}
+
+fn make_nic(
+    nic: &Nic,
+    name: &'static str,
+    taps: Vec<OwnedFd>,
+) -> Result<(Net, NetHandle), NetError> {
+    let settings = NetSettings {
+        name,
+        mac: <[u8; 6]>::try_from(nic.mac.as_slice()).map_err(|_| NetError::Mac)?,
+        mtu: nic.mtu,
+        anti_spoof: nic.anti_spoof,
+    };
+    Net::new(settings, taps)
 }
 
 /// How many descriptors the guest may make this process hold for shares: of all

@@ -28,7 +28,7 @@ pub(crate) struct Machine {
     /// Where the guest kernel's messages go; never blocks for long, keeps to its size limit.
     pub(crate) kernel_log: Arc<Mutex<dyn Write + Send>>,
     /// Device back ends in the order of the guest's buses: read-only bay (vda),
-    /// writable bay (vdb), vsock, rng, perhaps fs. The console is the engine's own affair.
+    /// writable bay (vdb), vsock, rng, perhaps fs, NICs. The console is the engine's own affair.
     pub(crate) devices: Vec<Box<dyn VirtioDevice>>,
     /// Called once, from any thread, when the guest is gone for whatever reason.
     pub(crate) on_exit: Box<dyn FnOnce(VmExit) + Send>,

@@ -16,7 +16,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use virtio_devices::{BayError, BayHandle, FsHandle, ShareError};
 use vm_spec::proto::{
-    Bay, BootRequest, BootResponse, Extent, Share, StateResponse, VmExit, VmState, vm_exit::Reason,
+    Bay, BootRequest, BootResponse, Extent, NicStatus, Share, StateResponse, VmExit, VmState,
+    vm_exit::Reason,
 };
 
 /// How long a shutdown waits for a call into the engine that hangs; then the end
@@ -282,6 +283,7 @@ impl Lifecycle {
                 response.engine_pid = booted.vm.child_pid().unwrap_or(0);
                 response.extents = booted.extents();
                 response.shares = booted.shares();
+                response.nics = booted.nics();
                 if booted.paused {
                     VmState::Paused
                 } else {
@@ -362,6 +364,23 @@ impl Booted {
                 read_only: share.read_only,
             })
             .collect()
+    }
+
+    fn nics(&self) -> Vec<NicStatus> {
+        let nics = self.request.nics.iter().zip(&self.handles.nics);
+        nics.map(|(nic, handle)| {
+            let counters = handle.counters();
+            NicStatus {
+                mac: nic.mac.clone(),
+                rx_frames: counters.rx_frames,
+                rx_bytes: counters.rx_bytes,
+                rx_dropped: counters.rx_dropped,
+                tx_frames: counters.tx_frames,
+                tx_bytes: counters.tx_bytes,
+                tx_dropped: counters.tx_dropped,
+            }
+        })
+        .collect()
     }
 
     fn bay(&self, bay: Bay) -> Result<&BayHandle, CallError> {

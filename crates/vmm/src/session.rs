@@ -72,11 +72,15 @@ fn handle(
     };
     Ok(match call {
         Call::Boot(request) => {
+            let mut fds = fds;
+            // What comes after them is counted against the NICs.
+            let taps = fds.split_off(fds.len().min(3));
             let [kernel, initramfs, log] = files(fds, "kernel, initramfs and kernel log")?;
             let files = BootFiles {
                 kernel,
                 initramfs,
                 kernel_log: appendable(log, "kernel log")?,
+                taps,
             };
             Outcome::Boot(
                 lifecycle
@@ -251,6 +255,12 @@ fn call_error(error: CallError) -> Error {
             Code::InvalidArgument,
             "initramfs",
             "build the guest image again: cargo xtask setup",
+        ),
+        CallError::Build(BuildError::Taps { .. }) => (Code::InvalidArgument, "descriptors", ""),
+        CallError::Build(BuildError::Nic { .. }) => (
+            Code::InvalidArgument,
+            "nics",
+            "open the TAP with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR",
         ),
         CallError::Build(BuildError::Host { .. }) | CallError::Engine(_) => {
             (Code::Internal, "", "")

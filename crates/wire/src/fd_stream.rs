@@ -10,8 +10,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-/// Most descriptors that one frame carries.
-const MAX_FDS: usize = 8;
+/// Most descriptors that one frame carries: a VM's kernel, initramfs and log, and
+/// eight TAPs for each of eight NICs.
+const MAX_FDS: usize = 67;
 
 /// A blocking unix stream whose frames may carry descriptors.
 ///
@@ -31,7 +32,7 @@ impl FdStream {
         &self.0
     }
 
-    /// Sends one frame; `fds` go with its first byte. At most eight.
+    /// Sends one frame; `fds`, at most 67, go with its first byte.
     pub fn send<M: prost::Message>(
         &mut self,
         message: &M,

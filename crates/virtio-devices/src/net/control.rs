@@ -1,6 +1,5 @@
 //! The control queue (virtio 1.2, 5.1.6.5): how many queue pairs the driver uses.
 
-use super::header::HEADER_LEN;
 use crate::chain::Chain;
 use crate::serve::Answer;
 use virtio_bindings::virtio_net::{
@@ -9,14 +8,12 @@ use virtio_bindings::virtio_net::{
 
 /// Bytes of the one command: class, command, number of pairs.
 const COMMAND_LEN: usize = 4;
-// A command fits where a frame's header does; both are read before anything.
-const _: () = assert!(COMMAND_LEN <= HEADER_LEN);
 
 /// Answers a command. `set_pairs` says whether there can be so many.
 pub(super) fn answer(chain: &Chain<'_>, set_pairs: impl FnOnce(u16) -> bool) -> Answer {
     let mut command = [0; COMMAND_LEN];
-    let whole = chain.readable.copy_to(&mut command) == COMMAND_LEN
-        && chain.readable.len() == COMMAND_LEN;
+    let whole =
+        chain.readable.copy_to(&mut command) == COMMAND_LEN && chain.readable.len() == COMMAND_LEN;
     let [class, kind, low, high] = command;
     let known = u32::from(class) == VIRTIO_NET_CTRL_MQ
         && u32::from(kind) == VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET;

@@ -69,9 +69,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
-        | 1 << VIRTIO_NET_F_HOST_TSO4
-        | 1 << VIRTIO_NET_F_HOST_TSO6;
+    const OFFLOADS: u64 =
+        1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4 | 1 << VIRTIO_NET_F_HOST_TSO6;
 
     fn head(flags: u8, gso: u8) -> Head {
         let mut head = [0xee; HEADER_LEN + ETHERNET_LEN];

@@ -159,4 +159,14 @@ impl Tap {
             peer: Some(peer),
         }
     }
+
+    /// A stand-in in which frames wait for the guest.
+    pub(crate) fn with_frames(count: usize) -> Tap {
+        let tap = Tap::stand_in();
+        for _ in 0..count {
+            let peer = tap.peer.as_ref().expect("a stand-in");
+            rustix::io::write(peer, &[0; HEADER_LEN + 60]).expect("room");
+        }
+        tap
+    }
 }

@@ -1,5 +1,6 @@
 //! QEMU's command line: a microvm machine with nothing in it but our devices.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,6 +19,7 @@ const CMDLINE: &str =
 
 /// Virtio device types (virtio 1.2, 5).
 mod device_type {
+    pub(super) const NETWORK: u32 = 1;
     pub(super) const BLOCK: u32 = 2;
     pub(super) const ENTROPY: u32 = 4;
     pub(super) const SOCKET: u32 = 19;
@@ -25,35 +27,63 @@ mod device_type {
 }
 
 /// How QEMU carries a kind of device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Frontend {
     /// QEMU's `-device`, with its properties.
-    pub(super) device: &'static str,
+    pub(super) device: Cow<'static, str>,
     /// Queues that it serves by vhost-user; others it keeps to itself.
     pub(super) queues: usize,
+    /// Between device and back end stands a `-netdev`, which takes only a
+    /// connection that QEMU makes itself.
+    pub(super) netdev: bool,
 }
 
-/// QEMU's counterpart of a back end; `None` if it has none.
-pub(super) fn frontend(device_type: u32) -> Option<Frontend> {
+impl Frontend {
+    fn new(device: &'static str, queues: usize) -> Self {
+        Self {
+            device: device.into(),
+            queues,
+            netdev: false,
+        }
+    }
+
+    /// Address and MTU are told to the guest by QEMU, and so is that there is
+    /// nothing to control: the back end does not see QEMU's control queue.
+    fn network(config: &NetConfig) -> Self {
+        let [a, b, c, d, e, f, _, _, _, _, mtu @ ..] = *config;
+        let mtu = u16::from_le_bytes(mtu);
+        Self {
+            device: format!(
+                "virtio-net-device,mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x},\
+                 host_mtu={mtu},ctrl_vq=off,ctrl_guest_offloads=off,ctrl_rx=off,\
+                 ctrl_rx_extra=off,ctrl_vlan=off,ctrl_mac_addr=off,guest_announce=off,\
+                 status=off,mq=off"
+            )
+            .into(),
+            queues: 2,
+            netdev: true,
+        }
+    }
+}
+
+/// Begin of a network device's configuration space: address, status, pairs, MTU
+/// (virtio 1.2, 5.1.4).
+pub(super) type NetConfig = [u8; 12];
+
+/// QEMU's counterpart of a back end, whose configuration space begins with
+/// `config`; `None` if it has none.
+pub(super) fn frontend(device_type: u32, config: &NetConfig) -> Option<Frontend> {
     Some(match device_type {
-        device_type::BLOCK => Frontend {
-            device: "vhost-user-blk,num-queues=1,queue-size=256",
-            queues: 1,
-        },
+        device_type::NETWORK => Frontend::network(config),
+        device_type::BLOCK => Frontend::new("vhost-user-blk,num-queues=1,queue-size=256", 1),
         // The event queue is QEMU's own.
-        device_type::SOCKET => Frontend {
-            device: "vhost-user-vsock-device",
-            queues: 2,
-        },
-        device_type::ENTROPY => Frontend {
-            device: "vhost-user-rng",
-            queues: 1,
-        },
+        device_type::SOCKET => Frontend::new("vhost-user-vsock-device", 2),
+        device_type::ENTROPY => Frontend::new("vhost-user-rng", 1),
         // QEMU tells the guest the tag; the back end's is never asked for.
-        device_type::FILE_SYSTEM => Frontend {
-            device: "vhost-user-fs-device,tag=shares,queue-size=1024,num-request-queues=1",
-            queues: 2,
-        },
+        device_type::FILE_SYSTEM => Frontend::new(
+            "vhost-user-fs-device,tag=shares,queue-size=1024,num-request-queues=1",
+            2,
+        ),
         _ => return None,
     })
 }
@@ -117,9 +147,25 @@ pub(super) fn build(program: &Path, size: &Size<'_>, fds: &Descriptors) -> Comma
         .args(["-mon", "chardev=qmp,mode=control"]);
     // The guest finds the devices in this order: the first block device is vda.
     for (index, (frontend, fd)) in fds.devices.iter().enumerate() {
+        let device = &frontend.device;
+        if frontend.netdev {
+            // QEMU thinks that descriptors cannot go over an inherited one, so
+            // it connects to the socket whose place it inherits.
+            command
+                .args([
+                    "-chardev",
+                    &format!("socket,id=vu{index},path=/proc/self/fd/{fd}"),
+                ])
+                .args([
+                    "-netdev",
+                    &format!("vhost-user,id=net{index},chardev=vu{index}"),
+                ])
+                .args(["-device", &format!("{device},netdev=net{index}")]);
+            continue;
+        }
         command
             .args(["-chardev", &format!("socket,id=vu{index},fd={fd}")])
-            .args(["-device", &format!("{},chardev=vu{index}", frontend.device)]);
+            .args(["-device", &format!("{device},chardev=vu{index}")]);
     }
     command
         .args(["-chardev", &format!("socket,id=log,fd={}", fds.console)])
@@ -145,6 +191,8 @@ fn is_executable(path: &Path) -> bool {
 mod tests {
     use super::*;
 
+    const NIC: NetConfig = [2, 0, 0, 0xab, 0, 1, 0, 0, 1, 0, 0xdc, 5];
+
     fn args(extra_cmdline: &str) -> Vec<String> {
         let size = Size {
             vcpus: 2,
@@ -156,7 +204,11 @@ mod tests {
             initramfs: 6,
             qmp: 7,
             console: 8,
-            devices: vec![(frontend(2).unwrap(), 9), (frontend(19).unwrap(), 10)],
+            devices: vec![
+                (frontend(2, &NIC).unwrap(), 9),
+                (frontend(19, &NIC).unwrap(), 10),
+                (frontend(1, &NIC).unwrap(), 11),
+            ],
         };
         build(Path::new("qemu"), &size, &fds)
             .get_args()
@@ -174,6 +226,7 @@ mod tests {
         let expected = [
             "vhost-user-blk",
             "vhost-user-vsock-device",
+            "virtio-net-device",
             "virtio-serial-device",
             "virtconsole",
         ];
@@ -189,14 +242,26 @@ mod tests {
     }
 
     #[test]
+    fn network_devices_have_address_and_mtu_and_connect_by_themselves() {
+        let args = args("");
+        let has = |text: &str| args.iter().any(|arg| arg.contains(text));
+        assert!(has(
+            "virtio-net-device,mac=02:00:00:ab:00:01,host_mtu=1500,"
+        ));
+        assert!(has("socket,id=vu2,path=/proc/self/fd/11"));
+        assert!(has("vhost-user,id=net2,chardev=vu2"));
+        assert!(has(",netdev=net2"));
+    }
+
+    #[test]
     fn device_that_qemu_lacks_has_no_frontend() {
-        assert_eq!(frontend(63), None);
+        assert_eq!(frontend(63, &NIC), None);
     }
 
     #[test]
     fn shares_have_the_tag_that_the_agent_mounts() {
         let tag = format!("tag={},", vm_spec::SHARES_TAG);
-        let device = frontend(device_type::FILE_SYSTEM).unwrap().device;
+        let device = frontend(device_type::FILE_SYSTEM, &NIC).unwrap().device;
         assert!(device.contains(&tag), "{device}");
     }
 }

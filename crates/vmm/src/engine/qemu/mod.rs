@@ -17,7 +17,7 @@ mod vhost_user;
 pub(crate) use probe::probe;
 
 use super::{Machine, RunningVm};
-use command::{Descriptors, Size};
+use command::{Descriptors, NetConfig, Size};
 use keeper::{End, Keeper};
 use qmp::{Qmp, QmpError};
 use std::io::{self, Read, Write};
@@ -83,8 +83,15 @@ fn start(machine: Machine) -> Result<QemuVm, QemuError> {
     let mut servers = Vec::new();
     for device in machine.devices {
         let name = device.name();
-        let frontend = command::frontend(device.device_type()).ok_or(QemuError::Device(name))?;
-        let (server, fd) = Server::start(device, frontend.queues, &machine.dir)?;
+        let mut config = NetConfig::default();
+        device.read_config(0, &mut config);
+        let frontend =
+            command::frontend(device.device_type(), &config).ok_or(QemuError::Device(name))?;
+        let (server, fd) = if frontend.netdev {
+            Server::await_connection(device, frontend.queues, &machine.dir)?
+        } else {
+            Server::start(device, frontend.queues, &machine.dir)?
+        };
         servers.push(server);
         descriptors.devices.push((frontend, fd.as_raw_fd()));
         inherited.push(fd);

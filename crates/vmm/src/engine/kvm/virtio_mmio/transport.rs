@@ -77,9 +77,13 @@ impl VirtQueue for LentQueue<'_> {
             .needs_notification(self.memory)
             .map_err(io::Error::other)?;
         if wanted {
-            self.interrupt.raise(interrupt::USED_BUFFER)?;
+            self.interrupt()?;
         }
         Ok(())
+    }
+
+    fn interrupt(&mut self) -> io::Result<()> {
+        self.interrupt.raise(interrupt::USED_BUFFER)
     }
 }
 
