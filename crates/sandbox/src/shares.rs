@@ -12,7 +12,7 @@ use crate::registry::{ContainerEntry, Entry};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A resolved path.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ fn not_shareable(path: &Path, kind: FileType) -> SandboxError {
 }
 
 /// Refuses a path that means something else elsewhere.
-pub(crate) fn check_path(path: &PathBuf) -> Result<(), SandboxError> {
+pub(crate) fn check_path(path: &Path) -> Result<(), SandboxError> {
     if path.is_absolute() {
         return Ok(());
     }

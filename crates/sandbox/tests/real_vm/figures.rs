@@ -30,6 +30,16 @@ async fn figures_are_the_guests_and_the_vms_and_limits_change_live() {
     assert_eq!(stats.host.processes, 2, "spherule-vmm and QEMU");
     assert!(stats.scratch_bytes > 0, "{stats:#?}");
     assert_eq!(stats.containers.len(), 1);
+    assert!(
+        stats.interfaces.iter().any(|i| i.name == "lo"),
+        "{stats:#?}"
+    );
+    let disk = stats.usage.file_system;
+    assert!(disk.capacity_bytes > 32 << 20, "{disk:?}");
+    assert!(
+        disk.used_bytes > 0 && disk.used_bytes < disk.capacity_bytes,
+        "{disk:?}"
+    );
     let usage = &stats.containers[0].usage;
     assert!(
         usage.cpu.total_ns > 0 && usage.memory.current > 0,
