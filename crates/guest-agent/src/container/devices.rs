@@ -57,6 +57,13 @@ pub(crate) fn make(all_devices: bool, terminal: bool) -> Result<OwnedFd, AgentEr
     Ok(dev)
 }
 
+/// The usual /dev/null in `dev`, where it can be bound from.
+pub(crate) fn null(dev: &OwnedFd) -> Result<OwnedFd, AgentError> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dev, "null", flags, Mode::empty())
+        .doing(|| "opening the container's /dev/null".into())
+}
+
 /// Once /dev is attached: its usual nodes stay usable, any other that the
 /// container makes there (or elsewhere, as all its mounts are so) cannot be
 /// opened. Each node becomes a mount of its own, then the rest is made nodev.

@@ -60,6 +60,7 @@ fn become_program(
     };
     enter_working_directory(&root, &wanted.cwd, &identity)?;
     let master = stdio::install(stdio, identity.uid).doing(|| "setting up stdio".into())?;
+    root.hide(checked)?;
     if checked.request.readonly_rootfs {
         root.make_read_only()?;
     }

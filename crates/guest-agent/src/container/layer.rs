@@ -2,15 +2,18 @@
 //! small steps, since a container may have filled it with anything.
 
 use crate::error::{AgentError, Doing};
+use crate::sys::quota;
 use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Makes the directories of an overlay above the image mounted at `image`.
 pub(crate) fn create(layer: &str, image: &str) -> Result<(), AgentError> {
     let doing = || format!("making the writable layer {layer}");
     let private = Mode::from_raw_mode(0o700);
     rustix::fs::mkdir(layer, private).doing(doing)?;
+    account(layer);
     let upper = format!("{layer}/upper");
     rustix::fs::mkdir(&upper, private).doing(doing)?;
     rustix::fs::mkdir(format!("{layer}/work"), private).doing(doing)?;
@@ -25,6 +28,19 @@ pub(crate) fn create(layer: &str, image: &str) -> Result<(), AgentError> {
         rustix::fs::chown(&upper, Some(uid), Some(gid)).doing(doing)?;
     }
     Ok(())
+}
+
+/// Project ids of layers start here, above those of volumes.
+const FIRST_PROJECT: u32 = 1 << 16;
+
+/// Has the file system keep account of a new, empty layer by a project of its
+/// own, where it can; otherwise whoever wants to know its size has to look.
+fn account(layer: &str) {
+    static NEXT: AtomicU32 = AtomicU32::new(FIRST_PROJECT);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    if let Ok(dir) = rustix::fs::open(layer, flags, Mode::empty()) {
+        let _ = quota::assign_project(&dir, NEXT.fetch_add(1, Ordering::Relaxed));
+    }
 }
 
 /// Takes a layer away. Directories met on the way are moved to the top first,

@@ -203,7 +203,10 @@ fn rules_hide_and_protect_exactly_the_paths_given() {
             masked: masked.iter().map(|p| (*p).to_owned()).collect(),
             read_only: read_only.iter().map(|p| (*p).to_owned()).collect(),
         };
-        request.paths = Some(rules(&["/data", "/file", "/not/there"], &["/link"]));
+        request.paths = Some(rules(
+            &["/data", "/file", "/etc/passwd", "/not/there"],
+            &["/link"],
+        ));
         let said = run(request, Vec::new()).unwrap();
         assert!(!said.contains("secret\n"), "{said}");
         assert!(said.contains("'/data/secret': No such file"), "{said}");

@@ -36,6 +36,8 @@ pub(crate) struct Sources {
 /// The new root as the current one; see the module's documentation.
 pub(crate) struct Root {
     root: OwnedFd,
+    /// Its /dev/null, whatever a volume covers.
+    null: OwnedFd,
 }
 
 /// Builds the tree and moves the calling process into it.
@@ -58,17 +60,12 @@ pub(crate) fn enter(checked: &Checked, sources: &Sources) -> Result<Root, AgentE
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open("/", flags, Mode::empty())
         .doing(|| "opening the container's root".into())?;
-    let root = Root { root };
-
-    root.mount_kernel_file_systems(request.privileged, &dev, &shm)?;
-    // Before a volume may cover it.
-    let null = rustix::fs::openat(&dev, "null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .doing(|| "opening the container's /dev/null".into())?;
+    let rooted = Rooted::new(root.as_fd(), Escape::Contain);
+    mount_kernel_file_systems(rooted, request.privileged, &dev, &shm)?;
+    let null = devices::null(&dev)?;
+    let root = Root { root, null };
     for plan in &planned {
         root.attach_planned(plan)?;
-    }
-    if !request.privileged {
-        hidden::apply(&checked.paths, root.rooted(), &null)?;
     }
     Ok(root)
 }
@@ -120,66 +117,79 @@ fn plan_files(checked: &Checked, sources: &Sources) -> Result<Vec<Planned>, Agen
     Ok(planned)
 }
 
+fn mount_kernel_file_systems(
+    rooted: Rooted<'_>,
+    privileged: bool,
+    dev: &OwnedFd,
+    shm: &OwnedFd,
+) -> Result<(), AgentError> {
+    let secure = Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NODEV | Attr::MOUNT_ATTR_NOEXEC;
+    let system = if privileged {
+        secure
+    } else {
+        secure | Attr::MOUNT_ATTR_RDONLY
+    };
+    let terminals = [
+        ("newinstance", ""),
+        ("ptmxmode", "0666"),
+        ("mode", "0620"),
+        ("gid", "5"),
+    ];
+    let pts_attributes = Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NOEXEC;
+    attach(rooted, fs_mount::new("proc", &[], secure)?, "/proc")?;
+    attach(rooted, dev, "/dev")?;
+    if !privileged {
+        devices::allow_only_usual(dev).doing(|| "restricting the container's devices".into())?;
+    }
+    attach(
+        rooted,
+        fs_mount::new("devpts", &terminals, pts_attributes)?,
+        "/dev/pts",
+    )?;
+    attach(rooted, shm, "/dev/shm")?;
+    attach(rooted, fs_mount::new("mqueue", &[], secure)?, "/dev/mqueue")?;
+    attach(rooted, fs_mount::new("sysfs", &[], system)?, "/sys")?;
+    attach(
+        rooted,
+        fs_mount::new("cgroup2", &[], system)?,
+        "/sys/fs/cgroup",
+    )
+}
+
+/// Attaches one of the kernel's file systems. Its place must not be a link in
+/// the image: what is hidden and protected below would be elsewhere.
+fn attach(rooted: Rooted<'_>, mount: impl AsFd, path: &str) -> Result<(), AgentError> {
+    let target = match rooted.open_or_make_plain(path) {
+        Err(Errno::LOOP) => {
+            let problem = format!("{path} of the image is a symbolic link");
+            return Err(AgentError::invalid("image", problem));
+        }
+        other => other,
+    };
+    target
+        .and_then(|target| fs_mount::attach(mount, target))
+        .doing(|| format!("mounting {path} in the container"))
+}
+
 impl Root {
     /// Paths in the container.
     pub(crate) fn rooted(&self) -> Rooted<'_> {
         Rooted::new(self.root.as_fd(), Escape::Contain)
     }
 
+    /// Covers and protects what the request's rules, or the agent's own, say:
+    /// once nobody needs to read it any more.
+    pub(crate) fn hide(&self, checked: &Checked) -> Result<(), AgentError> {
+        if checked.request.privileged {
+            return Ok(());
+        }
+        hidden::apply(&checked.paths, self.rooted(), &self.null)
+    }
+
     /// Makes the root itself read-only, not what is mounted in it.
     pub(crate) fn make_read_only(&self) -> Result<(), AgentError> {
         mount_attr::add(&self.root, Attr::MOUNT_ATTR_RDONLY, false)
             .doing(|| "making the root read-only".into())
-    }
-
-    fn mount_kernel_file_systems(
-        &self,
-        privileged: bool,
-        dev: &OwnedFd,
-        shm: &OwnedFd,
-    ) -> Result<(), AgentError> {
-        let secure = Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NODEV | Attr::MOUNT_ATTR_NOEXEC;
-        let system = if privileged {
-            secure
-        } else {
-            secure | Attr::MOUNT_ATTR_RDONLY
-        };
-        let terminals = [
-            ("newinstance", ""),
-            ("ptmxmode", "0666"),
-            ("mode", "0620"),
-            ("gid", "5"),
-        ];
-        let pts_attributes = Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NOEXEC;
-        self.attach(fs_mount::new("proc", &[], secure)?, "/proc")?;
-        self.attach(dev, "/dev")?;
-        if !privileged {
-            devices::allow_only_usual(dev)
-                .doing(|| "restricting the container's devices".into())?;
-        }
-        self.attach(
-            fs_mount::new("devpts", &terminals, pts_attributes)?,
-            "/dev/pts",
-        )?;
-        self.attach(shm, "/dev/shm")?;
-        self.attach(fs_mount::new("mqueue", &[], secure)?, "/dev/mqueue")?;
-        self.attach(fs_mount::new("sysfs", &[], system)?, "/sys")?;
-        self.attach(fs_mount::new("cgroup2", &[], system)?, "/sys/fs/cgroup")
-    }
-
-    /// Attaches one of the kernel's file systems. Its place must not be a link in
-    /// the image: what is hidden and protected below would be elsewhere.
-    fn attach(&self, mount: impl AsFd, path: &str) -> Result<(), AgentError> {
-        let target = match self.rooted().open_or_make_plain(path) {
-            Err(Errno::LOOP) => {
-                let problem = format!("{path} of the image is a symbolic link");
-                return Err(AgentError::invalid("image", problem));
-            }
-            other => other,
-        };
-        target
-            .and_then(|target| fs_mount::attach(mount, target))
-            .doing(|| format!("mounting {path} in the container"))
     }
 
     fn attach_planned(&self, plan: &Planned) -> Result<(), AgentError> {
