@@ -10,6 +10,10 @@ use std::process::ExitCode;
 mod command_line;
 mod containers;
 mod crash;
+mod cri;
+mod cri_events;
+mod cri_images;
+mod cri_refusals;
 mod engines;
 mod full_disk;
 mod guest_faults;
@@ -52,6 +56,10 @@ fn main() -> ExitCode {
         trials("command_line", command_line::BASH, &lacking("bash")),
         trials("command_line", command_line::ZSH, &lacking("zsh")),
         trials("command_line", command_line::FISH, &lacking("fish")),
+        trials("cri", cri::TESTS, no_engine),
+        trials("cri_events", cri_events::TESTS, no_engine),
+        trials("cri_refusals", cri_refusals::TESTS, no_engine),
+        trials("cri_images", cri_images::TESTS, &no_registry),
         trials("registry", registry::TESTS, &no_registry),
         trials("full_disk", full_disk::TESTS, &no_disk),
         trials("engines", engines::NONE, &no_hiding),

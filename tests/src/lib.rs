@@ -1,6 +1,7 @@
 //! What the black-box tests share: the built programs, a daemon of their own,
 //! what this machine can do.
 
+pub mod cri;
 mod daemon;
 pub mod guest;
 mod machine;

@@ -11,6 +11,8 @@ use sandbox::usage::{self, NetworkInterface, Pressure, Stall, Usage};
 
 /// The loopback's name: a pod's traffic is counted without it.
 const LOOPBACK: &str = "lo";
+/// Interfaces that lead nowhere: the guest's kernel makes one at its boot.
+const DUMMY: &str = "dummy";
 /// The interface that Kubernetes' tools take as the pod's.
 const DEFAULT_INTERFACE: &str = "eth0";
 
@@ -112,14 +114,14 @@ pub(crate) fn working_set(memory: &usage::MemoryUsage) -> u64 {
     memory.current.saturating_sub(memory.inactive_file)
 }
 
-/// The interfaces that count as the pod's: all but the loopback, unless it has
-/// nothing else.
+/// The interfaces that count as the pod's: its own, or else the loopback.
 pub(crate) fn pod_interfaces(all: &[NetworkInterface]) -> Vec<&NetworkInterface> {
-    let others: Vec<_> = all.iter().filter(|i| i.name != LOOPBACK).collect();
-    if others.is_empty() {
-        return all.iter().collect();
+    let is_own = |i: &&NetworkInterface| i.name != LOOPBACK && !i.name.starts_with(DUMMY);
+    let own: Vec<_> = all.iter().filter(is_own).collect();
+    if own.is_empty() {
+        return all.iter().filter(|i| i.name == LOOPBACK).collect();
     }
-    others
+    own
 }
 
 fn value(value: u64) -> Option<UInt64Value> {
@@ -301,9 +303,13 @@ mod tests {
             ..NetworkInterface::default()
         };
         assert_eq!(network(1, &[]), None);
-        let alone = network(1, &[named("lo")]).unwrap();
+        let alone = network(1, &[named("dummy0"), named("lo")]).unwrap();
         assert_eq!(alone.default_interface.unwrap().name, "lo");
-        let several = network(1, &[named("lo"), named("net1"), named("eth0")]).unwrap();
+        let several = network(
+            1,
+            &[named("lo"), named("dummy0"), named("net1"), named("eth0")],
+        )
+        .unwrap();
         assert_eq!(several.default_interface.unwrap().name, "eth0");
         let others: Vec<_> = several.interfaces.iter().map(|i| i.name.as_str()).collect();
         assert_eq!(others, ["net1"]);
