@@ -29,7 +29,7 @@ pub(crate) async fn create_container(
     request: CreateContainerRequest,
 ) -> Result<CreateContainerResponse, CriError> {
     let sandbox = server.find_sandbox(&request.pod_sandbox_id)?;
-    let config = request
+    let mut config = request
         .config
         .ok_or_else(|| CriError::invalid("config", "required"))?;
     let log_directory = match sandbox.config.log_directory.as_str() {
@@ -37,6 +37,7 @@ pub(crate) async fn create_container(
         known => known.to_owned(),
     };
     let image = find_image(server, &config).await?;
+    name_mounted(server, &mut config).await?;
     let target = |id: &str| target(server, &sandbox, id);
     let (mut spec, profile) = convert(&config, &sandbox, &image, &log_directory, target)?;
     spec.process.seccomp = seccomp::program(profile, &spec.process.capabilities).await?;
@@ -80,10 +81,31 @@ async fn find_image(server: &RuntimeServer, config: &ContainerConfig) -> Result<
         let message = format!("no runtime for {:?} is configured", spec.runtime_handler);
         return Err(CriError::invalid("config.image.runtime_handler", message));
     }
-    let (store, name) = (server.images.clone(), spec.image.clone());
-    let found = tokio::task::spawn_blocking(move || store.get(&name)).await;
-    let found = found.map_err(|_| CriError::TaskDied(format!("image {}", spec.image)))??;
-    found.ok_or_else(|| ImageError::NotFound { name: spec.image }.into())
+    look_up(server, spec.image).await
+}
+
+async fn look_up(server: &RuntimeServer, name: String) -> Result<Image, CriError> {
+    let (store, wanted) = (server.images.clone(), name.clone());
+    let found = tokio::task::spawn_blocking(move || store.get(&wanted)).await;
+    let found = found.map_err(|_| CriError::TaskDied(format!("image {name}")))??;
+    found.ok_or_else(|| ImageError::NotFound { name }.into())
+}
+
+/// Writes the ids of mounted images into the configuration: the status tells them.
+async fn name_mounted(
+    server: &RuntimeServer,
+    config: &mut ContainerConfig,
+) -> Result<(), CriError> {
+    for mount in &mut config.mounts {
+        let Some(name) = mounts::image_name(mount).map(str::to_owned) else {
+            continue;
+        };
+        let found = look_up(server, name).await?;
+        if let Some(image) = &mut mount.image {
+            image.image_ref = found.id.to_string();
+        }
+    }
+    Ok(())
 }
 
 /// The full id of a running container of the same sandbox.

@@ -51,9 +51,7 @@ fn one(index: usize, mount: &Mount) -> Result<MountSpec, CriError> {
     check_options(index, mount)?;
     let propagation = propagation(index, mount)?;
     check_recursive(index, mount, propagation)?;
-    let image = mount.image.as_ref();
-    let image = image.filter(|image| !image.image.is_empty() || !image.image_ref.is_empty());
-    let Some(image) = image else {
+    let Some(name) = image_name(mount) else {
         if !mount.image_sub_path.is_empty() {
             return Err(CriError::invalid(
                 field(index, "image_sub_path"),
@@ -75,18 +73,25 @@ fn one(index: usize, mount: &Mount) -> Result<MountSpec, CriError> {
         let message = "must be empty where an image is mounted";
         return Err(CriError::invalid(field(index, "host_path"), message));
     }
+    if !mount.readonly {
+        let message = "an image is mounted read-only; set it";
+        return Err(CriError::invalid(field(index, "readonly"), message));
+    }
     relative(&field(index, "image_sub_path"), &mount.image_sub_path)?;
-    // The digest, where it is known: the name may mean another image by now.
-    let name = match image.image_ref.as_str() {
-        "" => &image.image,
-        by_digest => by_digest,
-    };
     Ok(MountSpec {
         source: MountSource::Image(name.to_owned()),
         sub_path: mount.image_sub_path.clone(),
         destination: mount.container_path.clone(),
         read_only: true,
     })
+}
+
+/// The image that is mounted: its digest, where that is known, since the name may
+/// mean another image by now.
+pub(crate) fn image_name(mount: &Mount) -> Option<&str> {
+    let image = mount.image.as_ref()?;
+    let names = [image.image_ref.as_str(), image.image.as_str()];
+    names.into_iter().find(|name| !name.is_empty())
 }
 
 fn check_options(index: usize, mount: &Mount) -> Result<(), CriError> {
@@ -208,6 +213,7 @@ mod tests {
                 container_path: "/v".into(),
                 image: image("vol"),
                 image_sub_path: "a/b".into(),
+                readonly: true,
                 ..Mount::default()
             },
         ];
@@ -260,8 +266,14 @@ mod tests {
             m.host_path = String::new();
             m.image = image("x");
             m.image_sub_path = "../x".into();
+            m.readonly = true;
         });
         named(climbing, "image_sub_path");
+        let writable = bad(|m| {
+            m.host_path = String::new();
+            m.image = image("x");
+        });
+        named(writable, "readonly");
     }
 
     #[test]
