@@ -21,6 +21,7 @@ mod fs_mount;
 mod layout;
 mod listener;
 mod log;
+mod network;
 mod pid_namespace;
 mod poller;
 mod rooted;

@@ -4,6 +4,7 @@ use crate::disks::{Disks, Extent, Partition};
 use crate::error::{AgentError, Doing};
 use crate::fs_mount;
 use crate::layout;
+use crate::network;
 use crate::pid_namespace::PidNamespace;
 use crate::sys::entropy;
 use crate::volumes::{self, Volumes};
@@ -98,6 +99,8 @@ impl Sandbox {
         entropy::credit(&request.entropy).doing(|| "seeding the random number generator".into())?;
         rustix::system::sethostname(request.hostname.as_bytes())
             .doing(|| format!("setting the host name to {}", request.hostname))?;
+        // First: sysctls may be of an interface.
+        network::set_up(&request.nics)?;
         apply_sysctls(request)?;
         let mut partition = None;
         let made = mount_all(request, scratch.as_ref(), disks, &mut partition);
