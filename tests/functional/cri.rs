@@ -131,8 +131,8 @@ fn filters() -> anyhow::Result<()> {
     let mut both = vec![runs.clone(), made.clone()];
     both.sort();
     ensure!(list(v1::ContainerFilter::default())? == both);
-    ensure!(list(state(ContainerState::ContainerRunning))? == [runs.clone()]);
-    ensure!(list(state(ContainerState::ContainerCreated))? == [made.clone()]);
+    ensure!(list(state(ContainerState::ContainerRunning))? == [runs.as_str()]);
+    ensure!(list(state(ContainerState::ContainerCreated))? == [made.as_str()]);
     ensure!(list(state(ContainerState::ContainerExited))?.is_empty());
     let by_label = v1::ContainerFilter {
         label_selector: [("container".to_owned(), "made".to_owned())].into(),
