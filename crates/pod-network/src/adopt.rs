@@ -4,12 +4,12 @@
 use crate::attach::{self, Attachment};
 use crate::cni::answer::AddResult;
 use crate::error::NetworkError;
-use crate::netlink::Netlink;
+use crate::netlink::{Link, Netlink};
 use crate::netns::Netns;
 use crate::network::Network;
 use crate::nic::Nic;
 use crate::record::{NetworkRecord, Phase};
-use crate::tap;
+use crate::tap::{self, TapError};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 
@@ -55,7 +55,14 @@ impl Network {
     /// As [`Network::adopt`], or a TAP is still held by a VM.
     pub fn reopen(&self, record: &NetworkRecord) -> Result<Attachment, NetworkError> {
         let queues = record.queues;
-        self.existing(record, |name| Ok(tap::open(name, queues)?))
+        self.existing(record, |tap| {
+            // The kernel would add queues to those that a VM holds, and share the
+            // frames out over all of them.
+            if tap.open_queues > 0 {
+                return Err(TapError::Busy(tap.name.clone()).into());
+            }
+            Ok(tap::open(&tap.name, queues)?)
+        })
     }
 
     /// CHECK by the plugins, after a look at namespace, interfaces and TAPs.
@@ -114,7 +121,7 @@ impl Network {
     fn existing(
         &self,
         record: &NetworkRecord,
-        open: impl Fn(&str) -> Result<Vec<OwnedFd>, NetworkError> + Send,
+        open: impl Fn(&Link) -> Result<Vec<OwnedFd>, NetworkError> + Send,
     ) -> Result<Attachment, NetworkError> {
         let id = &record.pod.sandbox_id;
         if record.phase != Phase::Attached {
@@ -140,7 +147,7 @@ impl Network {
 fn read_nics(
     record: &NetworkRecord,
     result: &AddResult,
-    open: impl Fn(&str) -> Result<Vec<OwnedFd>, NetworkError>,
+    open: impl Fn(&Link) -> Result<Vec<OwnedFd>, NetworkError>,
 ) -> Result<Vec<Nic>, NetworkError> {
     let error = |source| NetworkError::Links {
         id: record.pod.sandbox_id.clone(),
@@ -151,10 +158,10 @@ fn read_nics(
     let mut nics = Vec::new();
     for known in &record.nics {
         // Making it anew would leave it without filters.
-        netlink.link(&known.tap).map_err(error)?;
+        let tap = netlink.link(&known.tap).map_err(error)?;
         let at = found.iter().position(|f| f.link.name == known.name);
         let at = at.ok_or_else(|| error(crate::NetlinkError::NoSuchLink(known.name.clone())))?;
-        nics.push(found.swap_remove(at).into_nic(open(&known.tap)?));
+        nics.push(found.swap_remove(at).into_nic(open(&tap)?));
     }
     Ok(nics)
 }

@@ -18,7 +18,9 @@ pub struct Nic {
     pub mac: MacAddr,
     /// Bytes.
     pub mtu: u32,
-    /// Its addresses, in the order of the CNI's result.
+    /// Its addresses, in the order of the CNI's result. Where the CNI took the
+    /// route to an address's subnet away (ptp), the prefix is the whole address,
+    /// so that the guest's kernel does not put that route back.
     pub addresses: Vec<IpNet>,
     /// Its routes, in an order in which they can be added.
     pub routes: Vec<Route>,
@@ -129,6 +131,15 @@ fn read_one(
     for address in &configured {
         if !addresses.iter().any(|a| a.addr() == address.addr()) {
             addresses.push(*address);
+        }
+    }
+    // An interface that is down has no such routes yet.
+    if link.up {
+        let connected = netlink.connected(link.index).map_err(NicError::Read)?;
+        for address in &mut addresses {
+            if configured.contains(address) && !connected.contains(&address.trunc()) {
+                *address = IpNet::from(address.addr());
+            }
         }
     }
     // What the plugins did in the namespace counts; some report no routes, and

@@ -35,7 +35,7 @@ pub enum TapError {
         #[source]
         source: io::Error,
     },
-    /// The TAP is in use by another process, and is not multi-queue.
+    /// The TAP is in use by another process.
     #[error("TAP {0} is held by another process; end the VM that uses it first")]
     Busy(String),
 }
@@ -76,6 +76,10 @@ fn open_queue(name: &str, multi_queue: bool) -> Result<OwnedFd, TapError> {
     // SAFETY: TUNSETVNETHDRSZ reads one int; `header` lives through the call.
     done(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header) })
         .map_err(ioctl_error("set the header of"))?;
+    // An earlier holder's offloads are not the next one's.
+    // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
+    done(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, 0_u64) })
+        .map_err(ioctl_error("reset the offloads of"))?;
     // SAFETY: TUNSETOWNER takes a number, no pointer. Without an owner anyone who
     // may open the driver could attach.
     done(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOWNER, 0_u64) })

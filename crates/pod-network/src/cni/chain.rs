@@ -107,14 +107,19 @@ impl Chain<'_> {
         Ok(())
     }
 
-    /// The program of every plugin.
+    /// The program of every plugin; fails where one is missing, or that of the
+    /// address plugin it names.
     pub(crate) fn programs(&self) -> Result<Vec<(&PluginConf, PathBuf)>, PluginError> {
         self.list
             .plugins
             .iter()
-            .map(|conf| match plugin::find(conf.kind(), self.directories) {
-                Ok(path) => Ok((conf, path)),
-                Err(failure) => Err(self.error(conf, Command::Status, failure)),
+            .map(|conf| {
+                let find = |kind| {
+                    plugin::find(kind, self.directories)
+                        .map_err(|failure| self.error(conf, Command::Status, failure))
+                };
+                conf.ipam().map(find).transpose()?;
+                Ok((conf, find(conf.kind())?))
             })
             .collect()
     }

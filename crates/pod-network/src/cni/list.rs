@@ -84,6 +84,13 @@ impl PluginConf {
             .unwrap_or_default()
     }
 
+    /// The address plugin that this one will run, where it names one.
+    #[must_use]
+    pub fn ipam(&self) -> Option<&str> {
+        let kind = self.conf.get("ipam")?.get("type")?.as_str()?;
+        (!kind.is_empty()).then_some(kind)
+    }
+
     /// The capabilities that the plugin's configuration switches on.
     #[must_use]
     pub fn capabilities(&self) -> BTreeSet<&str> {

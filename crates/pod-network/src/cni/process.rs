@@ -58,20 +58,23 @@ pub(crate) fn run(
         let end = talk.until_exit(Instant::now() + timeout)?;
         Ok((talk, end))
     });
-    if !matches!(talk, Ok((_, End::Exited))) {
+    let exited = matches!(talk, Ok((_, End::Exited)));
+    let status = if exited {
+        Some(child.wait().map_err(RunError::Pipe)?)
+    } else {
         kill_group(&child);
-    }
-    // Exited or killed: this does not block for long.
-    let status = child.wait().map_err(RunError::Pipe)?;
+        reap(child);
+        None
+    };
     let (mut talk, end) = talk.map_err(RunError::Pipe)?;
-    match end {
-        End::TimedOut => Err(RunError::TimedOut(talk.error_text())),
-        End::TooMuch => Err(RunError::TooMuch),
-        End::Exited => Ok(Output {
+    match (end, status) {
+        (End::Exited, Some(status)) => Ok(Output {
             status,
             stderr: talk.error_text(),
             stdout: std::mem::take(&mut talk.stdout),
         }),
+        (End::TooMuch, _) => Err(RunError::TooMuch),
+        (End::TimedOut | End::Exited, _) => Err(RunError::TimedOut(talk.error_text())),
     }
 }
 
@@ -96,6 +99,27 @@ fn kill_group(child: &Child) {
         && e != Errno::SRCH
     {
         tracing::warn!(%e, "cannot kill a network plugin");
+    }
+}
+
+/// Waits for a killed program, but not for ever: one that hangs in the kernel (a
+/// dead file server, say) dies when that lets go of it.
+fn reap(mut child: Child) {
+    let ended = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).is_ok_and(|pidfd| {
+        let grace = Timespec {
+            tv_sec: 5,
+            tv_nsec: 0,
+        };
+        poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&grace)).is_ok_and(|n| n > 0)
+    });
+    if ended {
+        let _ = child.wait();
+        return;
+    }
+    tracing::warn!(pid = child.id(), "a killed network plugin does not end");
+    let waiter = std::thread::Builder::new().name("plugin-reaper".into());
+    if let Err(e) = waiter.spawn(move || child.wait()) {
+        tracing::warn!(%e, "nobody waits for a killed network plugin");
     }
 }
 

@@ -3,8 +3,11 @@
 use super::{Netlink, NetlinkError};
 use crate::MacAddr;
 use ipnet::IpNet;
+use netlink_packet_core::Nla;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, Stats64};
+use netlink_packet_route::link::{
+    InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Stats64,
+};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -14,6 +17,9 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// linux/if_link.h; the crate does not name it.
+const IFLA_TUN_NUM_QUEUES: u16 = 8;
 
 /// One interface.
 #[derive(Debug, Clone)]
@@ -26,6 +32,8 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     pub(crate) stats: Stats64,
+    /// Queues of a multi-queue TAP that somebody holds open.
+    pub(crate) open_queues: u32,
 }
 
 /// One route of the main table that somebody configured.
@@ -101,19 +109,30 @@ impl Netlink {
         except: &str,
     ) -> Result<Vec<IpNet>, NetlinkError> {
         let except = self.links()?.into_iter().find(|link| link.name == except);
+        let index = except.map(|link| link.index);
+        self.destinations(|route| index.is_none() || out_of(route) != index)
+    }
+
+    /// What the kernel takes to be on the link of an interface because of the
+    /// interface's addresses.
+    pub(crate) fn connected(&mut self, index: u32) -> Result<Vec<IpNet>, NetlinkError> {
+        self.destinations(|route| {
+            route.header.protocol == RouteProtocol::Kernel && out_of(route) == Some(index)
+        })
+    }
+
+    fn destinations(
+        &mut self,
+        wanted: impl Fn(&RouteMessage) -> bool,
+    ) -> Result<Vec<IpNet>, NetlinkError> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
             let answers = self.dump("list routes", RouteNetlinkMessage::GetRoute(message))?;
             found.extend(answers.into_iter().filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(route) if in_main_table(&route) => {
-                    let through = route.attributes.iter().find_map(|a| match a {
-                        RouteAttribute::Oif(index) => Some(*index),
-                        _ => None,
-                    });
-                    let excepted = except.is_some() && through == except.as_ref().map(|l| l.index);
-                    destination(&route).filter(|_| !excepted)
+                RouteNetlinkMessage::NewRoute(route) if in_main_table(&route) && wanted(&route) => {
+                    destination(&route)
                 }
                 _ => None,
             }));
@@ -150,6 +169,7 @@ fn read_link(message: LinkMessage) -> Link {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         stats: Stats64::default(),
+        open_queues: 0,
     };
     for attribute in message.attributes {
         match attribute {
@@ -157,10 +177,29 @@ fn read_link(message: LinkMessage) -> Link {
             LinkAttribute::Address(octets) => link.mac = octets.try_into().ok().map(MacAddr),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Stats64(stats) => link.stats = stats,
+            LinkAttribute::LinkInfo(info) => link.open_queues = open_queues(&info),
             _ => {}
         }
     }
     link
+}
+
+fn open_queues(info: &[LinkInfo]) -> u32 {
+    info.iter()
+        .filter_map(|info| match info {
+            LinkInfo::Data(InfoData::Tun(attributes)) => Some(attributes),
+            _ => None,
+        })
+        .flatten()
+        .filter(|attribute| attribute.kind() == IFLA_TUN_NUM_QUEUES)
+        .find_map(|attribute| {
+            let mut value = [0; 4];
+            (attribute.value_len() == value.len()).then(|| {
+                attribute.emit_value(&mut value);
+                u32::from_ne_bytes(value)
+            })
+        })
+        .unwrap_or(0)
 }
 
 fn read_address(message: &AddressMessage) -> Option<IpNet> {
@@ -181,6 +220,13 @@ fn read_address(message: &AddressMessage) -> Option<IpNet> {
         return None;
     }
     IpNet::new(ip, message.header.prefix_len).ok()
+}
+
+fn out_of(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
 }
 
 fn in_main_table(message: &RouteMessage) -> bool {

@@ -3,7 +3,7 @@
 use crate::guest::Guest;
 use crate::host::{Node, attach, command, listen, on_host, request};
 use pod_network::default_list::{self, InitError, Options};
-use pod_network::{AttachRequest, NetworkError, PortMapping, TapError, chain_text};
+use pod_network::{AttachRequest, Bandwidth, NetworkError, PortMapping, TapError, chain_text};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -14,6 +14,8 @@ fn exchange(listener: &TcpListener, connect: impl FnOnce() -> TcpStream + Send, 
     let bytes: Vec<u8> = (0..length)
         .map(|i| u8::try_from(i * 7 % 251).unwrap())
         .collect();
+    // The listener's queue takes the connection before anyone accepts it.
+    let mut stream = connect();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (mut stream, _) = listener.accept().expect("a connection");
@@ -21,7 +23,6 @@ fn exchange(listener: &TcpListener, connect: impl FnOnce() -> TcpStream + Send, 
             stream.read_exact(&mut got).expect("what was sent");
             stream.write_all(&got).expect("sending it back");
         });
-        let mut stream = connect();
         stream.write_all(&bytes).expect("sending");
         let mut back = vec![0; length];
         stream.read_exact(&mut back).expect("what came back");
@@ -78,18 +79,112 @@ fn guest_and_host_speak_tcp_over_both_families() {
 #[test]
 fn a_pod_leaves_nothing_behind() {
     on_host(|host| {
-        let network = host.with_default_list();
-        let (record, attachment) = attach(&network, with_port("warm", 9000));
+        host.write_default_list(&Options {
+            firewall: true,
+            ..host.default_options()
+        });
+        let network = host.network();
+        let limited = |id: &str| {
+            let mut wish = with_port(id, 9000);
+            wish.capabilities.bandwidth =
+                Some(Bandwidth::from_rates(Some(8_000_000), Some(4_000_000)));
+            wish
+        };
+        let (record, attachment) = attach(&network, limited("warm"));
+        assert!(record.ignored_capabilities().is_empty());
         drop(attachment);
         network.remove(&record).unwrap();
         let before = host.remains();
-        let (record, attachment) = attach(&network, with_port("a", 9000));
+        let (record, attachment) = attach(&network, limited("a"));
+        let limits = command("tc", &["qdisc", "show"]);
+        assert!(
+            limits.contains("rate 8Mbit") && limits.contains("rate 4Mbit"),
+            "{limits}"
+        );
         drop(attachment);
         assert_ne!(host.remains(), before);
         network.remove(&record).unwrap();
         assert_eq!(host.remains(), before);
         network.remove(&record).unwrap();
         assert!(network.adopt(&record).is_err());
+    });
+}
+
+#[test]
+fn a_pod_whose_vm_still_runs_is_removed_all_the_same() {
+    on_host(|host| {
+        let network = host.with_default_list();
+        let (record, attachment) = attach(&network, request("warm"));
+        drop(attachment);
+        network.remove(&record).unwrap();
+        let before = host.remains();
+        let (record, attachment) = attach(&network, request("a"));
+        network.remove(&record).unwrap();
+        assert_eq!(host.remains(), before);
+        // The TAP went with it: its descriptor leads nowhere.
+        let end = rustix::io::write(&attachment.nics[0].taps[0], &[0; 100]);
+        assert_eq!(end, Err(rustix::io::Errno::BADFD));
+    });
+}
+
+#[test]
+fn an_abandoned_pod_is_gone_but_for_what_plugins_keep() {
+    on_host(|host| {
+        let network = host.with_default_list();
+        let (record, attachment) = attach(&network, request("a"));
+        drop(attachment);
+        std::fs::remove_file(host.config.conf_dir.join(default_list::FILE_NAME)).unwrap();
+        network.abandon(&record).unwrap();
+        let remains = host.remains();
+        assert!(
+            remains.iter().all(|line| !line.starts_with("run/")),
+            "{remains:?}"
+        );
+        assert!(
+            remains.iter().any(|line| line.starts_with("leases/")),
+            "{remains:?}"
+        );
+    });
+}
+
+#[test]
+fn other_kinds_of_interfaces_are_joined_too() {
+    on_host(|host| {
+        let node = Node::beside("192.0.2.1/24", "192.0.2.200/24");
+        let network = host.network();
+        let ipam = |subnet: &str| {
+            serde_json::json!({"type": "host-local", "dataDir": host.leases(), "subnet": subnet,
+                "routes": [{"dst": "0.0.0.0/0"}]})
+        };
+        for (plugin, peer) in [
+            (
+                serde_json::json!({"type": "ptp", "ipMasq": true, "ipam": ipam("10.8.0.0/24")}),
+                "10.8.0.1:7000",
+            ),
+            // The node is beside the pod, the host itself out of its reach.
+            (
+                serde_json::json!({"type": "macvlan", "master": "wire0", "ipam": ipam("192.0.2.0/24")}),
+                "192.0.2.200:7000",
+            ),
+        ] {
+            let list = serde_json::json!({"cniVersion": "0.4.0", "name": "n", "plugins": [plugin]});
+            host.write_list("10-net.conflist", &list.to_string());
+            let (record, attachment) = attach(&network, request("a"));
+            let guest = Guest::start(&attachment.nics[0]);
+            let address: SocketAddr = peer.parse().unwrap();
+            let listener = if plugin["type"] == "ptp" {
+                listen(address)
+            } else {
+                node.within(|| listen(address))
+            };
+            exchange(
+                &listener,
+                || guest.within(|| TcpStream::connect(address).expect("the peer")),
+                10_000,
+            );
+            drop((guest, attachment));
+            network.remove(&record).unwrap();
+        }
     });
 }
 
@@ -239,12 +334,9 @@ fn a_pod_reaches_the_world_masqueraded() {
         let node = Node::beside("192.0.2.1/24", "192.0.2.2/24");
         let guest = Guest::start(&attachment.nics[0]);
         let listener = node.within(|| listen("192.0.2.2:7000".parse().unwrap()));
-        let peer = std::thread::scope(|scope| {
-            let accepted = scope.spawn(|| listener.accept().expect("a connection").1);
-            let stream = guest.within(|| TcpStream::connect("192.0.2.2:7000").expect("the world"));
-            drop(stream);
-            accepted.join().unwrap()
-        });
+        let stream = guest.within(|| TcpStream::connect("192.0.2.2:7000").expect("the world"));
+        let (_, peer) = listener.accept().unwrap();
+        drop(stream);
         assert_eq!(peer.ip().to_string(), "192.0.2.1");
         drop(guest);
         network.remove(&record).unwrap();
@@ -357,13 +449,11 @@ fn a_running_pod_is_adopted_and_its_taps_are_opened_anew() {
                 (nic.mac, nic.mtu, &nic.addresses, &nic.routes)
             );
             assert_eq!(adopted.pod_ips, attachment.pod_ips);
-            if queues == 1 {
-                let busy = network.reopen(&record).unwrap_err();
-                assert!(
-                    matches!(busy, NetworkError::Tap(TapError::Busy(_))),
-                    "{busy:?}"
-                );
-            }
+            let busy = network.reopen(&record).unwrap_err();
+            assert!(
+                matches!(busy, NetworkError::Tap(TapError::Busy(_))),
+                "{busy:?}"
+            );
             drop(attachment);
             let reopened = network.reopen(&record).unwrap();
             assert_eq!(reopened.nics[0].taps.len(), usize::from(queues));

@@ -143,6 +143,11 @@ fn a_plugin_that_is_missing_is_named_before_and_after() {
     on_host(|host| {
         let network = bridge_and_stub(host, PASS);
         assert_eq!(network.status().unwrap().name, "spherule");
+        let list = r#"{"cniVersion":"1.0.0","name":"n","type":"bridge","ipam":{"type":"nowhere"}}"#;
+        host.write_list("00-first.conf", list);
+        let text = chain_text(&network.status().unwrap_err());
+        assert!(text.contains("no program \"nowhere\""), "{text}");
+        std::fs::remove_file(host.config.conf_dir.join("00-first.conf")).unwrap();
         std::fs::remove_file(host.dir.path().join("bin/stub")).unwrap();
         let text = chain_text(&network.status().unwrap_err());
         assert!(text.contains("no program \"stub\""), "{text}");
