@@ -24,6 +24,7 @@ mod pods;
 mod refusals;
 mod registry;
 mod shared;
+mod shares;
 mod volumes;
 
 /// A test: its name, and what it does.
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         trials("cri", cri::TESTS, no_engine),
         trials("cri_events", cri_events::TESTS, no_engine),
         trials("cri_refusals", cri_refusals::TESTS, no_engine),
+        trials("shares", shares::TESTS, no_engine),
         trials("cri_images", cri_images::TESTS, &no_registry),
         trials("registry", registry::TESTS, &no_registry),
         trials("full_disk", full_disk::TESTS, &no_disk),

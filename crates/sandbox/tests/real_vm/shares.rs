@@ -256,7 +256,7 @@ async fn config_map_that_is_swapped_is_never_missing_or_mixed() {
     symlink("..data/key", map.join("key")).unwrap();
     let pod = node.sharing_sandbox("swap").await;
     let mounts = vec![host(&map, "/map", true), host(&out, "/out", false)];
-    let script = "while [ ! -e /out/stop ]; do cat /map/key || echo missing; done >/out/seen";
+    let script = "while [ ! -e /out/stop ]; do cat /map/key 2>&1 || echo missing; done >/out/seen";
     let mut spec = node.container("reader", script);
     spec.mounts = mounts;
     let id = node.start(&pod, spec).await;

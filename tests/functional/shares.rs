@@ -1,0 +1,118 @@
+//! Directories and files of the host, as a kubelet gives them to containers.
+
+use crate::Test;
+use anyhow::ensure;
+use cri_api::v1;
+use spherule_tests::Daemon;
+use spherule_tests::cri::{Cri, container_config, refused, sandbox_config};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use tonic::Code;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("mounts_work_and_outlive_the_daemon", restart),
+    ("what_cannot_be_shared_is_refused", refusals),
+];
+
+fn mount(host: &Path, container: &str, readonly: bool) -> v1::Mount {
+    v1::Mount {
+        host_path: host.display().to_string(),
+        container_path: container.to_owned(),
+        readonly,
+        ..v1::Mount::default()
+    }
+}
+
+fn config(name: &str, mounts: Vec<v1::Mount>) -> v1::ContainerConfig {
+    v1::ContainerConfig {
+        mounts,
+        ..container_config(name, "sleep 100000")
+    }
+}
+
+/// What a script in a container writes; it must succeed.
+fn out(cri: &Cri, container: &str, script: &str) -> anyhow::Result<String> {
+    let done = cri.exec(container, &["sh", "-c", script])?;
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    ensure!(done.exit_code == 0, "{script}: {stderr}");
+    Ok(String::from_utf8(done.stdout)?)
+}
+
+fn restart() -> anyhow::Result<()> {
+    let mut daemon = Daemon::start()?;
+    let host = tempfile::tempdir()?;
+    let volume = host.path().join("volume");
+    fs::create_dir_all(volume.join("..v1"))?;
+    fs::write(volume.join("..v1/key"), "one\n")?;
+    symlink("..v1", volume.join("..data"))?;
+    symlink("..data/key", volume.join("key"))?;
+    let (hosts, log) = (host.path().join("hosts"), host.path().join("termination"));
+    fs::write(&hosts, "10.0.0.1 other\n")?;
+    fs::write(&log, "")?;
+    let logs = tempfile::tempdir()?;
+    let sandbox = sandbox_config("shares", logs.path());
+    let cri = Cri::connect(&daemon)?;
+    let pod = cri.run(&sandbox)?;
+    let missing = host.path().join("made");
+    let first = config(
+        "first",
+        vec![
+            mount(&volume, "/etc/config", true),
+            mount(&hosts, "/etc/hosts", false),
+            mount(&log, "/dev/termination-log", false),
+            mount(&missing, "/made", false),
+        ],
+    );
+    let first = cri.create(&pod, first, &sandbox)?;
+    cri.start(&first)?;
+    ensure!(missing.is_dir());
+    let script = "cat /etc/config/key /etc/hosts && echo over >/dev/termination-log";
+    ensure!(out(&cri, &first, script)? == "one\n10.0.0.1 other\n");
+    ensure!(fs::read_to_string(&log)? == "over\n");
+
+    daemon.kill()?;
+    // Swapped, as a kubelet does, while nobody looks.
+    fs::create_dir(volume.join("..v2"))?;
+    fs::write(volume.join("..v2/key"), "two\n")?;
+    symlink("..v2", volume.join("..tmp"))?;
+    fs::rename(volume.join("..tmp"), volume.join("..data"))?;
+    fs::remove_dir_all(volume.join("..v1"))?;
+    daemon.restart()?;
+
+    let cri = Cri::connect(&daemon)?;
+    ensure!(out(&cri, &first, "cat /etc/config/key")? == "two\n");
+    // The same directory for another container, which may write into it.
+    let second = config("second", vec![mount(&volume, "/v", false)]);
+    let second = cri.create(&pod, second, &sandbox)?;
+    cri.start(&second)?;
+    out(&cri, &second, "echo new >/v/added")?;
+    ensure!(out(&cri, &first, "cat /etc/config/added")? == "new\n");
+    let write = cri.exec(&first, &["sh", "-c", "echo x >/etc/config/added"])?;
+    ensure!(write.exit_code != 0, "a read-only mount was written");
+    // The container that is left keeps it.
+    cri.stop(&second, 0)?;
+    cri.remove(&second)?;
+    ensure!(out(&cri, &first, "cat /etc/config/key")? == "two\n");
+    cri.remove_pod(&pod)?;
+    Ok(())
+}
+
+fn refusals() -> anyhow::Result<()> {
+    let cri = Cri::connect(&*crate::shared::daemon()?)?;
+    let host = tempfile::tempdir()?;
+    let socket = host.path().join("s");
+    let _listener = UnixListener::bind(&socket)?;
+    let logs = tempfile::tempdir()?;
+    let sandbox = sandbox_config("shares-refused", logs.path());
+    let pod = cri.run(&sandbox)?;
+    let made = cri.create(
+        &pod,
+        config("c", vec![mount(&socket, "/s", false)]),
+        &sandbox,
+    );
+    let answer = refused(made, Code::InvalidArgument, &["a socket"]);
+    cri.remove_pod(&pod)?;
+    answer
+}
