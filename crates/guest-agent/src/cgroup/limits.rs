@@ -267,8 +267,13 @@ impl Cgroup {
     }
 
     fn write_text(&self, file: &str, value: &str) -> Result<(), Errno> {
-        // An empty write would never reach the kernel's file.
-        let text = if value.is_empty() { "\n" } else { value };
+        // An empty write would never reach the kernel's file; and a cpuset with
+        // processes in it is not emptied again: all of its parent's is the same.
+        let all = || self.read(&format!("../{file}.effective"));
+        let text = match value {
+            "" => all().unwrap_or_else(|| "\n".to_owned()),
+            value => value.to_owned(),
+        };
         fs::write(format!("{}/{file}", self.path), text)
             .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
     }
@@ -433,6 +438,18 @@ mod tests {
         assert_eq!(text(dir.path(), "memory.max"), "8192");
         assert_eq!(text(dir.path(), "cpu.weight"), "100");
         assert_eq!(text(dir.path(), "memory.high"), "max");
+    }
+
+    #[test]
+    fn regression_a_cpuset_goes_back_to_all_of_its_parents() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c");
+        fs::create_dir(&path).unwrap();
+        fs::write(dir.path().join("cpuset.cpus.effective"), "0-3\n").unwrap();
+        fs::write(path.join("cpuset.cpus"), "1\n").unwrap();
+        let mut cgroup = Cgroup::at(path.to_str().unwrap().to_owned());
+        cgroup.update(&Resources::default()).unwrap();
+        assert_eq!(text(&path, "cpuset.cpus"), "0-3\n");
     }
 
     #[test]
