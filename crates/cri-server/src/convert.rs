@@ -52,8 +52,9 @@ pub(crate) fn sandbox_status(sandbox: &CriSandbox) -> v1::PodSandboxStatus {
         metadata: config.metadata.clone(),
         state: sandbox_state(&sandbox.sandbox).into(),
         created_at: sandbox.sandbox.created_at_ns,
-        // The pod has its loopback only.
-        network: Some(v1::PodSandboxNetworkStatus::default()),
+        // The pod has its loopback only. A network without an address would have the
+        // kubelet replace the sandbox again and again.
+        network: None,
         linux: Some(v1::LinuxPodSandboxStatus {
             namespaces: Some(v1::Namespace {
                 options: Some(options),
