@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: how long the stages of a pod's start take on each engine,
-//! and what a pod costs in memory. Real pods on the real daemon, nothing else:
-//! the stages are those that the daemon records for every pod.
+//! what a pod costs in memory, how long the calls of the CRI take. Real pods on
+//! the real daemon, nothing else: the stages are those that the daemon records
+//! for every pod.
 
+mod cri;
 mod memory;
 mod report;
 mod start;
@@ -9,7 +11,8 @@ mod statistics;
 
 use anyhow::ensure;
 use clap::Parser;
-use spherule_tests::machine;
+use report::EngineReport;
+use spherule_tests::{Daemon, DaemonOptions, machine};
 use std::path::PathBuf;
 
 /// Measures pod start-up and memory.
@@ -21,6 +24,12 @@ struct Args {
     /// Engines to measure
     #[arg(long, value_delimiter = ',', default_value = "kvm,qemu")]
     engines: Vec<String>,
+    /// Engines on which the CRI's calls are measured; default: the machine's own
+    #[arg(long, value_delimiter = ',')]
+    cri_engines: Option<Vec<String>>,
+    /// How many sandboxes are asked for at once
+    #[arg(long, value_delimiter = ',', default_value = "1,10,30")]
+    at_once: Vec<usize>,
     /// Guest instructions until the agent runs, as `xtask kernel --measure` counts them
     #[arg(long)]
     kernel_instructions: Option<u64>,
@@ -44,8 +53,32 @@ fn main() -> anyhow::Result<()> {
             report.skipped.push((engine.clone(), why.clone()));
             continue;
         }
-        report.engines.push(start::measure(engine, args.runs)?);
+        report.engines.push(measure(engine, &args)?);
     }
     report.print();
     report.write(&args.out)
+}
+
+fn measure(engine: &str, args: &Args) -> anyhow::Result<EngineReport> {
+    eprintln!("engine {engine}");
+    let daemon = Daemon::with(DaemonOptions {
+        engine: engine.into(),
+        ..DaemonOptions::default()
+    })?;
+    let info = daemon.cli(["info", "--output", "json"])?.json()?;
+    let detail = info["engineReason"].as_str().unwrap_or_default().to_owned();
+    let mut sections = start::measure(&daemon, args.runs)?;
+    // Thirty pods at once would take hours on a KVM that emulates.
+    let with_cri = match &args.cri_engines {
+        Some(engines) => engines.iter().any(|wanted| wanted == engine),
+        None => machine().engine == engine,
+    };
+    if with_cri {
+        sections.extend(cri::measure(&daemon, args.runs, &args.at_once)?);
+    }
+    Ok(EngineReport {
+        engine: engine.into(),
+        detail,
+        sections,
+    })
 }

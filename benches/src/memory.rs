@@ -24,6 +24,16 @@ pub(crate) fn of_process(pid: u64, guest_mib: u64) -> anyhow::Result<Pss> {
     Ok(add_up(&smaps, guest_mib << 20))
 }
 
+/// All of a process, in KiB.
+pub(crate) fn pss(pid: u64) -> anyhow::Result<f64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let rollup = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = line.and_then(|rest| rest.split_ascii_whitespace().next());
+    kib.and_then(|kib| kib.parse().ok())
+        .with_context(|| format!("{path} says no Pss"))
+}
+
 fn add_up(smaps: &str, guest_bytes: u64) -> Pss {
     let mut pss = Pss::default();
     let mut in_guest = false;

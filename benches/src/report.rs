@@ -3,10 +3,60 @@
 
 mod html;
 
-use crate::start::{EngineReport, Figure};
+use crate::statistics::Summary;
 use anyhow::Context;
 use serde::Serialize;
 use std::path::Path;
+
+/// A named figure.
+#[derive(Debug, Serialize)]
+pub(crate) struct Figure {
+    pub(crate) name: String,
+    pub(crate) summary: Summary,
+}
+
+/// Figures of one unit that belong together.
+#[derive(Debug, Serialize)]
+pub(crate) struct Section {
+    /// Says the unit, too.
+    pub(crate) title: String,
+    pub(crate) figures: Vec<Figure>,
+}
+
+/// Figures of several runs, by name, in the order they first came.
+#[derive(Default)]
+pub(crate) struct Collected(Vec<(String, Vec<f64>)>);
+
+impl Collected {
+    pub(crate) fn add(&mut self, name: &str, value: f64) {
+        match self.0.iter_mut().find(|(n, _)| n == name) {
+            Some((_, values)) => values.push(value),
+            None => self.0.push((name.into(), vec![value])),
+        }
+    }
+
+    pub(crate) fn section(self, title: &str) -> Section {
+        let figure = |(name, values)| {
+            Some(Figure {
+                name,
+                summary: Summary::of(values)?,
+            })
+        };
+        Section {
+            title: title.to_owned(),
+            figures: self.0.into_iter().filter_map(figure).collect(),
+        }
+    }
+}
+
+/// What was measured on one engine.
+#[derive(Debug, Serialize)]
+pub(crate) struct EngineReport {
+    pub(crate) engine: String,
+    /// Why `auto` would or would not take it: the daemon's words.
+    pub(crate) detail: String,
+    pub(crate) sections: Vec<Section>,
+}
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
@@ -42,9 +92,9 @@ impl Report {
         }
         for engine in &self.engines {
             println!("engine {} ({})", engine.engine, engine.detail);
-            print_figures("  reached after, ms", &engine.reached_ms);
-            print_figures("  stage alone, ms", &engine.stages_ms);
-            print_figures("  memory (PSS), KiB", &engine.memory_kib);
+            for section in &engine.sections {
+                print_section(section);
+            }
             println!();
         }
         for (engine, why) in &self.skipped {
@@ -68,12 +118,16 @@ impl Report {
     }
 }
 
-fn print_figures(title: &str, figures: &[Figure]) {
-    println!("{title:<40} {:>12} {:>12} {:>12}", "median", "min", "max");
-    for Figure { name, summary: s } in figures {
+fn print_section(section: &Section) {
+    let title = format!("  {}", section.title);
+    println!(
+        "{title:<44} {:>10} {:>10} {:>10} {:>10}",
+        "median", "min", "95 %", "max"
+    );
+    for Figure { name, summary: s } in &section.figures {
         println!(
-            "    {name:<36} {:>12.1} {:>12.1} {:>12.1}",
-            s.median, s.min, s.max
+            "    {name:<40} {:>10.1} {:>10.1} {:>10.1} {:>10.1}",
+            s.median, s.min, s.p95, s.max
         );
     }
 }

@@ -1,32 +1,10 @@
 //! Starts pods one after the other and reads the stages that the daemon recorded.
 
 use crate::memory;
-use crate::statistics::Summary;
+use crate::report::{Collected, Figure, Section};
 use anyhow::Context;
-use serde::Serialize;
 use serde_json::Value;
-use spherule_tests::{Daemon, DaemonOptions};
-
-/// What was measured on one engine.
-#[derive(Debug, Serialize)]
-pub(crate) struct EngineReport {
-    pub(crate) engine: String,
-    /// Why `auto` would or would not take it: the daemon's words.
-    pub(crate) detail: String,
-    /// Milliseconds, each counted from the pod's acceptance to the stage's end.
-    pub(crate) reached_ms: Vec<Figure>,
-    /// Milliseconds that each stage took by itself.
-    pub(crate) stages_ms: Vec<Figure>,
-    /// KiB, proportional set sizes while the pod runs.
-    pub(crate) memory_kib: Vec<Figure>,
-}
-
-/// A named figure.
-#[derive(Debug, Serialize)]
-pub(crate) struct Figure {
-    pub(crate) name: String,
-    pub(crate) summary: Summary,
-}
+use spherule_tests::Daemon;
 
 /// A pod that says when it runs, then waits to be looked at.
 const MANIFEST: &str = "
@@ -44,38 +22,8 @@ spec:
       resources: {limits: {cpu: '1', memory: 128Mi}}
 ";
 
-/// Figures of several runs, by name, in the order they first came.
-#[derive(Default)]
-struct Collected(Vec<(String, Vec<f64>)>);
-
-impl Collected {
-    fn add(&mut self, name: &str, value: f64) {
-        match self.0.iter_mut().find(|(n, _)| n == name) {
-            Some((_, values)) => values.push(value),
-            None => self.0.push((name.into(), vec![value])),
-        }
-    }
-
-    fn figures(self) -> Vec<Figure> {
-        let figure = |(name, values)| {
-            Some(Figure {
-                name,
-                summary: Summary::of(values)?,
-            })
-        };
-        self.0.into_iter().filter_map(figure).collect()
-    }
-}
-
-/// Runs the pod `runs` times on one engine, after one run that warms the caches.
-pub(crate) fn measure(engine: &str, runs: usize) -> anyhow::Result<EngineReport> {
-    let options = DaemonOptions {
-        engine: engine.into(),
-        ..DaemonOptions::default()
-    };
-    let daemon = Daemon::with(options)?;
-    let info = daemon.cli(["info", "--output", "json"])?.json()?;
-    let detail = info["engineReason"].as_str().unwrap_or_default().to_owned();
+/// Runs the pod `runs` times, after one run that warms the caches.
+pub(crate) fn measure(daemon: &Daemon, runs: usize) -> anyhow::Result<Vec<Section>> {
     let (mut reached, mut stages, mut memory) = (
         Collected::default(),
         Collected::default(),
@@ -83,7 +31,7 @@ pub(crate) fn measure(engine: &str, runs: usize) -> anyhow::Result<EngineReport>
     );
     for run in 0..=runs {
         eprintln!(
-            "{engine}: run {run} of {runs}{}",
+            "pod start: run {run} of {runs}{}",
             if run == 0 { " (warm-up)" } else { "" }
         );
         let id = daemon.run_detached(MANIFEST)?;
@@ -97,13 +45,14 @@ pub(crate) fn measure(engine: &str, runs: usize) -> anyhow::Result<EngineReport>
         }
         daemon.cli(["rm", "--force", &id])?.ok()?;
     }
-    Ok(EngineReport {
-        engine: engine.into(),
-        detail,
-        reached_ms: reached.figures(),
-        stages_ms: stages.figures(),
-        memory_kib: memory.figures(),
-    })
+    let mut reached = reached.section("reached after the pod was accepted, ms");
+    let mut stages = stages.section("each stage by itself, ms");
+    let by_median = |a: &Figure, b: &Figure| a.summary.median.total_cmp(&b.summary.median);
+    reached.figures.sort_by(by_median);
+    let order = |stage: &Figure| reached.figures.iter().position(|r| r.name == stage.name);
+    stages.figures.sort_by_key(order);
+    let memory = memory.section("memory while the pod runs (PSS), KiB");
+    Ok(vec![reached, stages, memory])
 }
 
 fn collect_stages(

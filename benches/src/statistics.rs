@@ -7,6 +7,8 @@ use serde::Serialize;
 pub(crate) struct Summary {
     pub(crate) min: f64,
     pub(crate) median: f64,
+    /// 95 of 100 measurements are at most this.
+    pub(crate) p95: f64,
     pub(crate) max: f64,
     /// All measurements, in the order they were taken.
     pub(crate) runs: Vec<f64>,
@@ -24,9 +26,12 @@ impl Summary {
         } else {
             f64::midpoint(sorted[middle - 1], sorted[middle])
         };
+        // The smallest measurement that 95 % do not exceed (nearest rank).
+        let rank = (sorted.len() * 95).div_ceil(100);
         Some(Self {
             min,
             median,
+            p95: sorted[rank - 1],
             max,
             runs,
         })
@@ -42,5 +47,15 @@ mod tests {
         assert_eq!(Summary::of(vec![3.0, 1.0, 2.0]).unwrap().median, 2.0);
         assert_eq!(Summary::of(vec![4.0, 1.0, 2.0, 3.0]).unwrap().median, 2.5);
         assert!(Summary::of(Vec::new()).is_none());
+    }
+
+    #[test]
+    fn the_95th_percentile_is_a_measurement() {
+        let p95 = |count: u32| {
+            Summary::of((1..=count).map(f64::from).collect())
+                .unwrap()
+                .p95
+        };
+        assert_eq!((p95(1), p95(5), p95(20), p95(100)), (1.0, 5.0, 19.0, 95.0));
     }
 }

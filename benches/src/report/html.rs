@@ -1,7 +1,6 @@
 //! The HTML page: bars drawn as SVG, one a figure, with the spread of its runs.
 
-use super::{Report, millions};
-use crate::start::Figure;
+use super::{Figure, Report, Section, millions};
 use std::fmt::Write;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;\
@@ -14,7 +13,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;marg
 pub(crate) fn page(report: &Report) -> String {
     let mut page = format!(
         "<!doctype html><html lang=en><meta charset=utf-8><title>Spherule benchmark</title>\
-         <style>{STYLE}</style><h1>Spherule: the start of a pod</h1>\
+         <style>{STYLE}</style><h1>Spherule: what a pod takes</h1>\
          <p>{} runs on each engine; {}. Bars are medians, dots the single runs.</p>",
         report.runs,
         escape(&report.machine)
@@ -33,21 +32,9 @@ pub(crate) fn page(report: &Report) -> String {
             escape(&engine.engine),
             escape(&engine.detail)
         );
-        plot(
-            &mut page,
-            "Reached, milliseconds after the pod was accepted",
-            &engine.reached_ms,
-        );
-        plot(
-            &mut page,
-            "Each stage by itself, milliseconds",
-            &engine.stages_ms,
-        );
-        plot(
-            &mut page,
-            "Memory while the pod runs (PSS), KiB",
-            &engine.memory_kib,
-        );
+        for section in &engine.sections {
+            plot(&mut page, section);
+        }
     }
     for (engine, why) in &report.skipped {
         let _ = write!(
@@ -62,10 +49,11 @@ pub(crate) fn page(report: &Report) -> String {
 }
 
 /// One bar a figure, all on one scale.
-fn plot(page: &mut String, title: &str, figures: &[Figure]) {
+fn plot(page: &mut String, section: &Section) {
     const ROW: usize = 22;
-    const LEFT: f64 = 210.0;
-    const WIDTH: f64 = 480.0;
+    const LEFT: f64 = 270.0;
+    const WIDTH: f64 = 420.0;
+    let figures = &section.figures;
     let most = figures
         .iter()
         .map(|f| f.summary.max)
@@ -73,7 +61,8 @@ fn plot(page: &mut String, title: &str, figures: &[Figure]) {
     let height = figures.len() * ROW + 4;
     let _ = write!(
         page,
-        "<h3>{title}</h3><svg viewBox='0 0 800 {height}' role=img>"
+        "<h3>{}</h3><svg viewBox='0 0 800 {height}' role=img>",
+        escape(&section.title)
     );
     for (row, Figure { name, summary }) in figures.iter().enumerate() {
         let (top, text) = (row * ROW + 3, row * ROW + 17);
