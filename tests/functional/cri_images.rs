@@ -29,7 +29,7 @@ impl Fixture {
     fn new() -> anyhow::Result<Self> {
         let registry = Registry::start()?;
         let registries = tempfile::tempdir()?;
-        for host in ["reg.test", "other.test", "docker.io"] {
+        for host in ["reg.test", "other.test", "hub.test"] {
             let host = registries.path().join(host);
             std::fs::create_dir(&host)?;
             let address = registry.address();
@@ -41,8 +41,14 @@ impl Fixture {
         }
         let dir = registries.path().to_string_lossy().into_owned();
         let pinned = format!("{IMAGE}:2");
+        let args = [
+            ["--registries", &dir],
+            ["--pinned-image", &pinned],
+            ["--default-registry", "hub.test"],
+            ["--default-namespace", "library"],
+        ];
         let daemon = Daemon::with(DaemonOptions {
-            args: vec!["--registries".into(), dir, "--pinned-image".into(), pinned],
+            args: args.concat().into_iter().map(str::to_owned).collect(),
             image: false,
             ..DaemonOptions::default()
         })?;
@@ -134,7 +140,7 @@ fn names() -> anyhow::Result<()> {
         "{all:?}"
     );
     let tags = [
-        "docker.io/library/plain:latest".to_owned(),
+        "hub.test/library/plain:latest".to_owned(),
         "other.test/team/app:1".to_owned(),
         format!("{IMAGE}:1"),
         format!("{IMAGE}:2"),

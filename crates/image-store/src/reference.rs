@@ -7,11 +7,6 @@ use crate::{Config, Digest};
 const MAX_NAME_LEN: usize = 255;
 const MAX_TAG_LEN: usize = 128;
 const DEFAULT_TAG: &str = "latest";
-/// The registry that the reference grammar itself knows (distribution/reference):
-/// its name in references, its other name, and the namespace of one-part names.
-pub(crate) const HUB: &str = "docker.io";
-const HUB_ALIAS: &str = "index.docker.io";
-const HUB_NAMESPACE: &str = "library";
 
 /// Why a text is no image name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,29 +65,19 @@ pub struct Reference {
 
 impl Reference {
     /// The name with what the configuration adds to a name without a host: the
-    /// default registry, and the default namespace for one-part names. In the one
-    /// registry that names may mean without naming it, these are "library/...".
+    /// default registry, and the default namespace for one-part names.
     #[must_use]
     pub fn normalized(&self, config: &Config) -> Self {
         let mut full = self.clone();
-        let mut namespace = None;
         if let (None, Some(registry)) = (&self.registry, &config.default_registry) {
             full.registry = Some(registry.clone());
-            namespace = config.default_namespace.as_deref();
-        }
-        if full.registry.as_deref().is_some_and(is_hub) {
-            full.registry = Some(HUB.to_owned());
-            namespace = Some(HUB_NAMESPACE);
-        }
-        if let (false, Some(namespace)) = (self.repository.contains('/'), namespace) {
-            full.repository = format!("{namespace}/{}", self.repository);
+            if let (false, Some(namespace)) =
+                (self.repository.contains('/'), &config.default_namespace)
+            {
+                full.repository = format!("{namespace}/{}", self.repository);
+            }
         }
         full
-    }
-
-    /// A registry's host by the name that references have for it.
-    pub fn canonical_registry(host: &str) -> &str {
-        if is_hub(host) { HUB } else { host }
     }
 
     /// Host and repository, without tag and digest.
@@ -200,11 +185,6 @@ impl fmt::Display for Reference {
 /// or the one host name that has neither.
 fn is_host_like(part: &str) -> bool {
     part.contains(['.', ':', '[']) || part == "localhost"
-}
-
-/// Whether a host of a reference, or of a credentials file, is [`HUB`].
-pub(crate) fn is_hub(host: &str) -> bool {
-    host == HUB || host == HUB_ALIAS
 }
 
 fn is_host(text: &str) -> bool {
@@ -346,25 +326,6 @@ mod tests {
         assert_eq!(full("app"), "registry.test:5000/library/app:latest");
         assert_eq!(full("team/app:1"), "registry.test:5000/team/app:1");
         assert_eq!(full("other.test/app"), "other.test/app:latest");
-    }
-
-    #[test]
-    fn hub_names_are_completed_wherever_it_is_named() {
-        let config = Config {
-            default_registry: Some(HUB.into()),
-            ..Config::default()
-        };
-        let full = |text: &str| parse(text).normalized(&config).to_string();
-        for (text, expected) in [
-            ("app", "docker.io/library/app:latest"),
-            ("docker.io/app:1", "docker.io/library/app:1"),
-            ("index.docker.io/app", "docker.io/library/app:latest"),
-            ("team/app", "docker.io/team/app:latest"),
-        ] {
-            assert_eq!(full(text), expected);
-            // Once is enough.
-            assert_eq!(full(expected), expected);
-        }
     }
 
     proptest! {

@@ -45,9 +45,12 @@ pub(crate) struct Args {
     /// Directory with a folder for each registry, holding its hosts.toml
     #[arg(long, default_value = "/etc/spherule/certs.d")]
     registries: PathBuf,
-    /// Registry of references that name none
-    #[arg(long, default_value = "docker.io")]
-    default_registry: String,
+    /// Registry of references that name none; without it they can be imported only
+    #[arg(long)]
+    default_registry: Option<String>,
+    /// What goes before one-part names in the default registry, as "library"
+    #[arg(long, requires = "default_registry")]
+    default_namespace: Option<String>,
     /// File with credentials for registries, in the format of docker's config.json
     #[arg(long)]
     registry_credentials: Option<PathBuf>,
@@ -107,7 +110,8 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
 
     let config = image_store::Config {
         registries_dir: Some(args.registries),
-        default_registry: Some(args.default_registry),
+        default_registry: args.default_registry,
+        default_namespace: args.default_namespace,
         credentials_file: args.registry_credentials,
         pinned: args.pinned_image,
         ..image_store::Config::default()

@@ -17,8 +17,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{auth::Credentials, hosts::HUB_HOST};
-use crate::reference::{HUB, is_hub};
+use super::auth::Credentials;
 
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -157,11 +156,6 @@ fn place(key: &str) -> String {
     let rest = key.split_once("://").map_or(key, |(_, rest)| rest);
     let rest = rest.trim_end_matches('/');
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let host = if is_hub(host) || host == HUB_HOST {
-        HUB
-    } else {
-        host
-    };
     match path {
         "" | "v1" | "v2" => host.to_owned(),
         path => format!("{host}/{path}"),
@@ -191,7 +185,6 @@ mod tests {
             r#"{"auths": {
                 "https://reg.test:5000/v2/": {"auth": "dXNlcjpwYXNz"},
                 "reg.test:5000/team": {"username": "team", "password": "pass"},
-                "https://index.docker.io/v1/": {"username": "hub", "password": "pass"},
                 "token.test": {"identitytoken": "t"},
                 "helper.test": {}
             }, "credsStore": "x"}"#,
@@ -200,7 +193,6 @@ mod tests {
         assert_eq!(file.find("reg.test:5000", "app"), basic("user"));
         assert_eq!(file.find("reg.test:5000", "team/app"), basic("team"));
         assert_eq!(file.find("reg.test:5000", "teams/app"), basic("user"));
-        assert_eq!(file.find("docker.io", "library/app"), basic("hub"));
         let token = Credentials::IdentityToken("t".into());
         assert_eq!(file.find("token.test", "a"), Some(token));
         for registry in ["reg.test", "helper.test", "est:5000"] {

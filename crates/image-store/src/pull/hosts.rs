@@ -19,11 +19,7 @@ use std::{
 use reqwest::Url;
 use serde::Deserialize;
 
-use crate::reference::HUB;
-
 const DEFAULT_DIR: &str = "_default";
-/// Where [`HUB`] is.
-pub(super) const HUB_HOST: &str = "registry-1.docker.io";
 
 /// Why the configuration of a registry cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +135,7 @@ pub(super) fn load(dir: Option<&Path>, registry: &str) -> Result<Vec<Host>, Host
             Err(source) => return Err(HostsError::Read { path, source }),
         }
     }
-    let base = url(&default_server(registry), false, Path::new(registry))?;
+    let base = url(&format!("https://{registry}"), false, Path::new(registry))?;
     Ok(vec![Host {
         base,
         is_server: true,
@@ -149,20 +145,13 @@ pub(super) fn load(dir: Option<&Path>, registry: &str) -> Result<Vec<Host>, Host
     }])
 }
 
-/// Where a registry is that no file speaks of.
-fn default_server(registry: &str) -> String {
-    // The one whose name in references is not its address.
-    let host = if registry == HUB { HUB_HOST } else { registry };
-    format!("https://{host}")
-}
-
 fn parse(text: &str, path: &Path, dir: &Path, registry: &str) -> Result<Vec<Host>, HostsError> {
     let invalid = |source| HostsError::Parse {
         path: path.to_owned(),
         source: Box::new(source),
     };
     let file: File = toml::from_str(text).map_err(invalid)?;
-    let server_text = file.server.unwrap_or_else(|| default_server(registry));
+    let server_text = file.server.unwrap_or_else(|| format!("https://{registry}"));
     let server = url(&server_text, file.override_path, path)?;
     let mut tables = Vec::new();
     for (address, table) in file.host {
