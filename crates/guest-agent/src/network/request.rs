@@ -271,7 +271,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let cases: [(fn(&mut proto::Nic), &str); 14] = [
+        type Change = fn(&mut proto::Nic);
+        let cases: [(Change, &str); 14] = [
             (|n| n.name = String::new(), "nics[0].name"),
             (|n| n.name = "sixteen-letters-".into(), "nics[0].name"),
             (|n| n.name = "../../sys".into(), "nics[0].name"),
