@@ -5,7 +5,8 @@
 use std::ffi::{CString, c_char, c_int, c_ulong, c_void};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::fd::FromRawFd;
+use std::net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd};
 
 unsafe extern "C" {
     fn mount(
@@ -20,6 +21,7 @@ unsafe extern "C" {
     fn bind(fd: c_int, address: *const VsockAddress, len: u32) -> c_int;
     fn listen(fd: c_int, backlog: c_int) -> c_int;
     fn accept(fd: c_int, address: *mut c_void, len: *mut u32) -> c_int;
+    fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int;
 }
 
 #[repr(C)]
@@ -105,6 +107,67 @@ fn echo(stream: &mut BufReader<File>, mut len: u64) -> std::io::Result<()> {
     Ok(())
 }
 
+/// struct ifreq of an IPv4 address or of flags.
+#[repr(C)]
+struct InterfaceRequest {
+    name: [u8; 16],
+    value: [u8; 24],
+}
+
+/// Gives an interface an IPv4 address, and brings it up.
+fn configure(name: &str, address: &str, mask: &str) -> std::io::Result<()> {
+    const SET_FLAGS: c_ulong = 0x8914;
+    const SET_ADDRESS: c_ulong = 0x8916;
+    const SET_MASK: c_ulong = 0x891c;
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let internet = |address: &str| {
+        let address: Ipv4Addr = address.parse().unwrap();
+        let mut value = [0; 24];
+        value[0] = 2;
+        value[4..8].copy_from_slice(&address.octets());
+        value
+    };
+    // IFF_UP and IFF_RUNNING.
+    let mut flags = [0; 24];
+    flags[0] = 0x41;
+    for (request, value) in [
+        (SET_ADDRESS, internet(address)),
+        (SET_MASK, internet(mask)),
+        (SET_FLAGS, flags),
+    ] {
+        let mut argument = InterfaceRequest {
+            name: [0; 16],
+            value,
+        };
+        argument.name[..name.len()].copy_from_slice(name.as_bytes());
+        let argument = (&raw mut argument).cast();
+        if unsafe { ioctl(socket.as_raw_fd(), request, argument) } < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Reads what comes over TCP and sends it back once all of it is there; its
+/// checksum.
+fn exchange(address: &str) -> std::io::Result<u64> {
+    let mut stream = TcpStream::connect(address)?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    stream.write_all(&bytes)?;
+    stream.shutdown(Shutdown::Write)?;
+    Ok(checksum(&bytes, 0xcbf2_9ce4_8422_2325))
+}
+
+/// Sends a datagram of `len` bytes and waits for it to come back.
+fn datagram(address: &str, len: usize) -> std::io::Result<usize> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect(address)?;
+    socket.send(&vec![7; len])?;
+    let mut back = vec![0; len + 1];
+    socket.recv(&mut back)
+}
+
 fn answer(line: &str, stream: &mut BufReader<File>) -> std::io::Result<String> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let number = |at: usize| words[at].parse::<u64>().unwrap();
@@ -126,6 +189,12 @@ fn answer(line: &str, stream: &mut BufReader<File>) -> std::io::Result<String> {
             echo(stream, number(1))?;
             return Ok(String::new());
         }
+        "configure" => {
+            configure(words[1], words[2], words[3])?;
+            "ok".into()
+        }
+        "exchange" => exchange(words[1])?.to_string(),
+        "datagram" => datagram(words[1], number(2) as usize)?.to_string(),
         "panic" => {
             std::fs::write("/proc/sysrq-trigger", "c")?;
             "not reached".into()

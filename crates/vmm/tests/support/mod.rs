@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -156,6 +157,20 @@ impl Vmm {
             .open(self.dir.path().join("kernel.log"))
             .unwrap();
         self.client.boot(request, kernel, initramfs, &log)
+    }
+
+    /// Boots with NICs on these TAPs.
+    pub(crate) fn boot_on_network(
+        &mut self,
+        request: &BootRequest,
+        taps: &[BorrowedFd<'_>],
+    ) -> Result<BootResponse, vm_launcher::ClientError> {
+        let kernel = File::open(kernel().unwrap()).unwrap();
+        let path = self.dir.path().join("kernel.log");
+        let mut options = File::options();
+        let log = options.create(true).read(true).append(true).open(path);
+        self.client
+            .boot_on_network(request, &kernel, initramfs(), log.unwrap(), taps)
     }
 
     pub(crate) fn kernel_log(&self) -> String {

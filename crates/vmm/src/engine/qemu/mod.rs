@@ -2,7 +2,7 @@
 //! absent or has no hardware virtualization. Our device back ends serve it over
 //! vhost-user, so a pod notices no difference but speed.
 //!
-//! Threads: two a device (`vhost_user`), one each that reads QEMU's control
+//! Threads: two a device (`vhost_user`; one more a NIC, `relay`), one each that reads QEMU's control
 //! connection (`qmp`), its messages (`child`) and the guest's console, and the
 //! `keeper`, which starts QEMU, waits for its end and says how it ended. QEMU
 //! lives no longer than this process.
@@ -12,6 +12,7 @@ mod command;
 mod keeper;
 mod probe;
 mod qmp;
+mod relay;
 mod vhost_user;
 
 pub(crate) use probe::probe;
@@ -87,11 +88,7 @@ fn start(machine: Machine) -> Result<QemuVm, QemuError> {
         device.read_config(0, &mut config);
         let frontend =
             command::frontend(device.device_type(), &config).ok_or(QemuError::Device(name))?;
-        let (server, fd) = if frontend.netdev {
-            Server::await_connection(device, frontend.queues, &machine.dir)?
-        } else {
-            Server::start(device, frontend.queues, &machine.dir)?
-        };
+        let (server, fd) = Server::start(device, frontend.queues, frontend.netdev, &machine.dir)?;
         servers.push(server);
         descriptors.devices.push((frontend, fd.as_raw_fd()));
         inherited.push(fd);

@@ -10,11 +10,11 @@
 //!
 //! Lock order: the back end ([`Served::state`]), then the rings.
 
-use rustix::fs::{Mode, OFlags};
+use super::relay::Relay;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -66,100 +66,63 @@ pub(super) enum VhostUserError {
 /// A device that is being served. Dropping it ends its threads and the back end.
 pub(super) struct Server {
     backend: Arc<Served>,
-    ending: Arc<Mutex<Ending>>,
-    /// Of a connection that QEMU makes: the place of the socket.
-    place: Option<OwnedFd>,
-    watcher: Option<JoinHandle<()>>,
-}
-
-/// How the threads of a device are told to end.
-#[derive(Default)]
-struct Ending {
-    /// Once there is a connection.
     shutdown: Option<ShutdownHandle>,
-    /// They are to end, with or without one.
-    wanted: bool,
+    watcher: Option<JoinHandle<()>>,
+    /// Of a device that QEMU connects to by itself. It ends after the rest.
+    _relay: Option<Relay>,
 }
-
-type Daemon = VhostUserDaemon<Arc<Served>>;
 
 impl Server {
-    /// Starts serving `device`; QEMU gets the other end of the connection.
+    /// Starts serving `device`; QEMU gets the other end of the connection, or
+    /// with `relayed` the place of a socket to connect to.
     /// `frontend_queues` is the number of queues that QEMU serves by vhost.
     /// `dir` holds a socket for a moment.
     pub(super) fn start(
         device: Box<dyn VirtioDevice>,
         frontend_queues: usize,
+        relayed: bool,
         dir: &Path,
     ) -> Result<(Self, OwnedFd), VhostUserError> {
         let name = device.name();
-        let (listener, frontend) =
-            connected_listener(&socket_path(dir, name)).map_err(connect_error(name))?;
-        let (backend, mut daemon) = prepare(device, frontend_queues)?;
+        let fail = |detail: String| VhostUserError::Start {
+            device: name,
+            detail,
+        };
+        let unconnected = |source| VhostUserError::Connect {
+            device: name,
+            source,
+        };
+        let path = dir.join(format!("vhost-{name}.sock"));
+        let (listener, frontend) = connected_listener(&path).map_err(unconnected)?;
+        let backend = Arc::new(Served::new(device, frontend_queues));
+        let memory = Memory::new(GuestMemoryMmap::new());
+        let mut daemon = VhostUserDaemon::new(format!("vu-{name}"), backend.clone(), memory)
+            .map_err(|e| fail(e.to_string()))?;
+        if let Some(worker) = daemon.get_epoll_handlers().first() {
+            // Set once, here; the worker meets no event before QEMU's first message.
+            let _ = backend.worker.set(Arc::downgrade(worker));
+        }
         daemon
             .start(&mut Listener::from(listener))
-            .map_err(start_error(name))?;
-        let ending = Arc::new(Mutex::new(Ending {
-            shutdown: daemon.shutdown_handle(),
-            wanted: false,
-        }));
+            .map_err(|e| fail(e.to_string()))?;
+        let shutdown = daemon.shutdown_handle();
         let watcher = std::thread::Builder::new()
             .name(format!("vw-{name}"))
             .spawn(move || watch(daemon, name))
-            .map_err(start_error(name))?;
-        let server = Self {
+            .map_err(|e| fail(e.to_string()))?;
+        let mut server = Self {
             backend,
-            ending,
-            place: None,
+            shutdown,
             watcher: Some(watcher),
+            _relay: None,
         };
-        Ok((server, frontend.into()))
-    }
-
-    /// The same, where QEMU makes the connection itself: it gets the place of a
-    /// socket (O_PATH) that has no name any more.
-    pub(super) fn await_connection(
-        device: Box<dyn VirtioDevice>,
-        frontend_queues: usize,
-        dir: &Path,
-    ) -> Result<(Self, OwnedFd), VhostUserError> {
-        let name = device.name();
-        let (listener, place) =
-            nameless_listener(&socket_path(dir, name)).map_err(connect_error(name))?;
-        let theirs = place.try_clone().map_err(connect_error(name))?;
-        let (backend, mut daemon) = prepare(device, frontend_queues)?;
-        let ending = Arc::<Mutex<Ending>>::default();
-        let told = ending.clone();
-        let serve = move || {
-            // Ends by QEMU's connection, or by that of `drop`.
-            let started = daemon.start(&mut Listener::from(listener));
-            {
-                let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-                told.shutdown = daemon.shutdown_handle();
-                if told.wanted
-                    && let Some(shutdown) = &told.shutdown
-                {
-                    shutdown.shutdown();
-                }
-            }
-            match started {
-                Ok(()) => watch(daemon, name),
-                Err(error) => {
-                    tracing::error!(device = name, %error, "the device met no QEMU");
-                }
-            }
-        };
-        let watcher = std::thread::Builder::new()
-            .name(format!("vw-{name}"))
-            .spawn(serve)
-            .map_err(start_error(name))?;
-        let server = Self {
-            backend,
-            ending,
-            place: Some(place),
-            watcher: Some(watcher),
-        };
-        Ok((server, theirs))
+        if !relayed {
+            return Ok((server, frontend.into()));
+        }
+        let relay = Relay::start(name, &path, frontend).map_err(unconnected)?;
+        let place = relay.place().map_err(unconnected)?;
+        server._relay = Some(relay);
+        Ok((server, place))
     }
 
     /// Tells the back end that its rings stop for a pause: when they start again
@@ -171,16 +134,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        {
-            let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
-            ending.wanted = true;
-            if let Some(shutdown) = &ending.shutdown {
-                shutdown.shutdown();
-            }
-        }
-        if let Some(place) = &self.place {
-            // Refused where QEMU has connected: then nobody waits for it.
-            let _ = UnixStream::connect(format!("/proc/self/fd/{}", place.as_raw_fd()));
+        if let Some(shutdown) = &self.shutdown {
+            shutdown.shutdown();
         }
         if let Some(watcher) = self.watcher.take() {
             let _ = watcher.join();
@@ -188,40 +143,8 @@ impl Drop for Server {
     }
 }
 
-fn socket_path(dir: &Path, device: &str) -> PathBuf {
-    dir.join(format!("vhost-{device}.sock"))
-}
-
-fn connect_error(device: &'static str) -> impl Fn(io::Error) -> VhostUserError {
-    move |source| VhostUserError::Connect { device, source }
-}
-
-fn start_error<E: std::fmt::Display>(device: &'static str) -> impl Fn(E) -> VhostUserError {
-    move |error| VhostUserError::Start {
-        device,
-        detail: error.to_string(),
-    }
-}
-
-/// The back end and the daemon that will carry it.
-fn prepare(
-    device: Box<dyn VirtioDevice>,
-    frontend_queues: usize,
-) -> Result<(Arc<Served>, Daemon), VhostUserError> {
-    let name = device.name();
-    let backend = Arc::new(Served::new(device, frontend_queues));
-    let memory = Memory::new(GuestMemoryMmap::new());
-    let daemon = VhostUserDaemon::new(format!("vu-{name}"), backend.clone(), memory)
-        .map_err(start_error(name))?;
-    if let Some(worker) = daemon.get_epoll_handlers().first() {
-        // Set once, here; the worker meets no event before QEMU's first message.
-        let _ = backend.worker.set(Arc::downgrade(worker));
-    }
-    Ok((backend, daemon))
-}
-
 /// Waits for the end of a device's connection; says so if QEMU did not end it.
-fn watch(mut daemon: Daemon, device: &'static str) {
+fn watch(mut daemon: VhostUserDaemon<Arc<Served>>, device: &'static str) {
     use vhost::vhost_user::Error;
     use vhost_user_backend::Error::HandleRequest;
     match daemon.wait() {
@@ -235,28 +158,14 @@ fn watch(mut daemon: Daemon, device: &'static str) {
 /// A listener in whose queue one connection waits, and that connection: the
 /// library wants to accept, QEMU shall find nothing by name, nobody shall wait.
 fn connected_listener(path: &Path) -> io::Result<(UnixListener, UnixStream)> {
-    remove_stale(path)?;
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
     let listener = UnixListener::bind(path)?;
     let stream = UnixStream::connect(path);
     std::fs::remove_file(path)?;
     Ok((listener, stream?))
-}
-
-/// A listener without a name, and its place, by which one can still connect.
-fn nameless_listener(path: &Path) -> io::Result<(UnixListener, OwnedFd)> {
-    remove_stale(path)?;
-    let listener = UnixListener::bind(path)?;
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let place = rustix::fs::open(path, flags, Mode::empty());
-    std::fs::remove_file(path)?;
-    Ok((listener, place?))
-}
-
-fn remove_stale(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
 }
 
 /// A back end as the vhost-user library calls it.
@@ -517,21 +426,10 @@ mod tests {
     }
 
     #[test]
-    fn nameless_socket_is_reached_by_its_place() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let (listener, place) = nameless_listener(&path).unwrap();
-        assert!(!path.exists());
-        let place = format!("/proc/self/fd/{}", place.as_raw_fd());
-        let _stream = UnixStream::connect(place).unwrap();
-        listener.accept().unwrap();
-    }
-
-    #[test]
     fn device_that_no_qemu_connects_to_ends_when_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let device = Box::new(virtio_devices::Rng::new().unwrap());
-        let (server, _place) = Server::await_connection(device, 1, dir.path()).unwrap();
+        let (server, _place) = Server::start(device, 1, true, dir.path()).unwrap();
         drop(server);
     }
 }
