@@ -113,6 +113,9 @@ fn exercise(engine: Engine, vcpus: u32, queue_pairs: u32, mtu: u32, len: usize) 
     );
     assert!(host.join().unwrap() == bytes, "what came back differs");
     echo_datagrams(&mut guest, mtu);
+    vmm.client.pause().unwrap();
+    vmm.client.resume().unwrap();
+    echo_datagrams(&mut guest, mtu);
 
     let state = vmm.client.state().unwrap();
     let nic = &state.nics[0];

@@ -70,12 +70,7 @@ fn rename(netlink: &mut Netlink, nics: &[Nic], links: &[Link]) -> Result<(), Age
     Ok(())
 }
 
-fn configure(
-    netlink: &mut Netlink,
-    nic: &Nic,
-    index: u32,
-    field: &str,
-) -> Result<(), AgentError> {
+fn configure(netlink: &mut Netlink, nic: &Nic, index: u32, field: &str) -> Result<(), AgentError> {
     let name = &nic.name;
     // The name is a plain one: `request::check` saw to it.
     let accept_ra = if nic.accept_ra { "2" } else { "0" };
