@@ -5,12 +5,14 @@
 
 mod support;
 
+use guest_api::proto as guest;
 use rustix::fs::{Mode, OFlags};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
-use support::{Vmm, checksum, kernel, launcher, patterned, qemu_or_skip, request, skip};
+use support::{Vmm, checksum, kernel, launcher, patterned, qemu_or_skip, request, skip, workspace};
 use vm_spec::proto::{BootRequest, Engine, Nic};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
@@ -177,6 +179,88 @@ fn kvm_guest_exchanges_data_by_several_queues() {
     }
     let len = if probe.kvm.native { 10 << 20 } else { 64 << 10 };
     in_namespace(name, move || exercise(Engine::Kvm, 2, 2, 1500, len));
+}
+
+/// The guest agent's answer to SetupSandbox with this interface.
+fn set_up_sandbox(vmm: &Vmm, nic: guest::Nic) -> guest::SetupSandboxResponse {
+    let mut stream = vmm.guest().stream.into_inner();
+    wire::handshake(&mut stream, "test").unwrap();
+    let request = guest::SetupSandboxRequest {
+        sandbox_id: "pod".into(),
+        hostname: "pod".into(),
+        unix_time_ns: 1_700_000_000_000_000_000,
+        entropy: vec![9; 32],
+        nics: vec![nic],
+        sysctls: [("net.ipv4.conf.eth7.forwarding".into(), "1".into())].into(),
+        ..guest::SetupSandboxRequest::default()
+    };
+    let message = guest::ClientMessage {
+        id: 1,
+        call: Some(guest::client_message::Call::SetupSandbox(request)),
+    };
+    wire::write_frame(&mut stream, &message).unwrap();
+    let answer: guest::ServerMessage = wire::read_frame(&mut stream).unwrap().unwrap();
+    let Some(guest::server_message::Kind::Response(answer)) = answer.kind else {
+        panic!("{answer:?}");
+    };
+    match answer.result {
+        Some(guest::response::Result::SetupSandbox(answer)) => answer,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Three echoes over the namespace's TAP.
+fn ping(arguments: &str) {
+    let output = Command::new("busybox")
+        .args(["ping", "-c", "3", "-i", "0.2", "-w", "60"])
+        .args(arguments.split(' '))
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&output.stdout);
+    assert!(words.contains(" 0% packet loss"), "{arguments}: {words}");
+}
+
+#[test]
+fn agent_configures_an_interface_that_answers() {
+    let name = "agent_configures_an_interface_that_answers";
+    let initramfs = workspace().join("target/guest/initramfs.cpio");
+    if !initramfs.exists() {
+        return skip(name, "no guest agent; run cargo xtask guest");
+    }
+    if !qemu_or_skip(name) {
+        return;
+    }
+    in_namespace(name, move || {
+        let taps = tap(1, 9000);
+        ip("-6 addr add fd00:77::1/64 dev tap0 nodad");
+        // Another network, behind a router outside of the pod's subnet.
+        ip("addr add 192.168.5.1/32 dev tap0");
+        let mut vmm = Vmm::start();
+        let agent = File::open(initramfs).unwrap();
+        let request = with_nic(Engine::Qemu, 1, 1, 9000);
+        vmm.boot_on_network_with(&request, &agent, &[taps[0].as_fd()])
+            .unwrap();
+        let route = |destination: &str, gateway: &str| guest::Route {
+            destination: destination.into(),
+            gateway: gateway.into(),
+            on_link: true,
+            ..guest::Route::default()
+        };
+        set_up_sandbox(
+            &vmm,
+            guest::Nic {
+                name: "eth7".into(),
+                mac: MAC.to_vec(),
+                mtu: 8000,
+                addresses: vec!["10.77.0.2/32".into(), "fd00:77::2/64".into()],
+                routes: vec![route("0.0.0.0/0", "192.168.5.1")],
+                ..guest::Nic::default()
+            },
+        );
+        ping("-I 192.168.5.1 10.77.0.2");
+        ping("-s 7972 10.77.0.2");
+        ping("-6 fd00:77::2");
+    });
 }
 
 #[test]

@@ -26,7 +26,8 @@ pub(crate) fn launcher() -> Launcher {
     Launcher::new(env!("CARGO_BIN_EXE_spherule-vmm"))
 }
 
-fn workspace() -> PathBuf {
+/// The root of the source tree.
+pub(crate) fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
@@ -165,12 +166,22 @@ impl Vmm {
         request: &BootRequest,
         taps: &[BorrowedFd<'_>],
     ) -> Result<BootResponse, vm_launcher::ClientError> {
+        self.boot_on_network_with(request, &initramfs(), taps)
+    }
+
+    /// The same with another archive.
+    pub(crate) fn boot_on_network_with(
+        &mut self,
+        request: &BootRequest,
+        initramfs: &File,
+        taps: &[BorrowedFd<'_>],
+    ) -> Result<BootResponse, vm_launcher::ClientError> {
         let kernel = File::open(kernel().unwrap()).unwrap();
         let path = self.dir.path().join("kernel.log");
         let mut options = File::options();
         let log = options.create(true).read(true).append(true).open(path);
         self.client
-            .boot_on_network(request, &kernel, initramfs(), log.unwrap(), taps)
+            .boot_on_network(request, &kernel, initramfs, log.unwrap(), taps)
     }
 
     pub(crate) fn kernel_log(&self) -> String {
