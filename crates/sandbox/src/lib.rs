@@ -38,6 +38,7 @@ mod guest;
 mod images;
 mod live;
 mod orphans;
+mod private_mount;
 mod process_end;
 mod record;
 mod recorded;

@@ -3,10 +3,12 @@
 //! A mount's path is resolved once, here, links followed; from then on it is a
 //! descriptor, and the VMM reaches what is beneath it and nothing else. A share
 //! is named by what it is (file system, inode, mount), so that containers which
-//! mount one directory have one share, whose mappings of files agree.
+//! mount one directory have one share, whose mappings of files agree. Where later
+//! mounts of the host are not to be seen, it is a private copy of the mount.
 
 use crate::error::SandboxError;
 use crate::live::Live;
+use crate::private_mount;
 use crate::record::Step;
 use crate::registry::{ContainerEntry, Entry};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -21,6 +23,13 @@ struct Resolved {
     fd: OwnedFd,
 }
 
+/// Whether what the host mounts below a path later is seen in the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Propagation {
+    Private,
+    HostToContainer,
+}
+
 /// Puts what a mount names into the VM, for this container; returns its name in
 /// the root of the virtio-fs device. Writable once one mount of it is.
 pub(crate) async fn attach(
@@ -28,12 +37,13 @@ pub(crate) async fn attach(
     item: &ContainerEntry,
     live: &Live,
     path: &Path,
+    propagation: Propagation,
     read_only: bool,
 ) -> Result<String, SandboxError> {
     let path = path.to_owned();
     let shown = path.display().to_string();
     // A path may lie on a file system that hangs.
-    let resolved = tokio::task::spawn_blocking(move || resolve(&path)).await;
+    let resolved = tokio::task::spawn_blocking(move || resolve(&path, propagation)).await;
     let Resolved { name, fd } = resolved.map_err(|_| SandboxError::TaskDied(shown))??;
     let mut shares = entry.shares.lock().await;
     let known = shares.get(&name).copied();
@@ -69,7 +79,7 @@ pub(crate) async fn detach(
 
 /// Opens what the host has at `path`, made as a directory if there is nothing,
 /// as container runtimes do.
-fn resolve(path: &Path) -> Result<Resolved, SandboxError> {
+fn resolve(path: &Path, propagation: Propagation) -> Result<Resolved, SandboxError> {
     let fd = match open(path) {
         Err(Errno::NOENT) => {
             std::fs::create_dir_all(path)
@@ -86,8 +96,18 @@ fn resolve(path: &Path) -> Result<Resolved, SandboxError> {
         FileType::Directory | FileType::RegularFile => {}
         other => return Err(not_shareable(path, other)),
     }
+    let (kind, fd) = match propagation {
+        Propagation::Private => {
+            let copy = private_mount::copy(&fd);
+            (
+                "",
+                copy.map_err(|e| SandboxError::file("cannot mount", path, e.into()))?,
+            )
+        }
+        Propagation::HostToContainer => ("-live", fd),
+    };
     let name = format!(
-        "{:x}.{:x}-{:x}-{:x}",
+        "{:x}.{:x}-{:x}-{:x}{kind}",
         stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino, stat.stx_mnt_id
     );
     Ok(Resolved { name, fd })
@@ -139,7 +159,7 @@ mod tests {
         let (target, link) = (dir.path().join("d"), dir.path().join("l"));
         std::fs::create_dir(&target).unwrap();
         symlink(&target, &link).unwrap();
-        let name = |path: &Path| resolve(path).unwrap().name;
+        let name = |path: &Path| resolve(path, Propagation::HostToContainer).unwrap().name;
         assert_eq!(name(&target), name(&link));
         assert_ne!(name(&target), name(dir.path()));
     }
@@ -147,11 +167,13 @@ mod tests {
     #[test]
     fn a_missing_directory_is_made_and_a_socket_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        resolve(&dir.path().join("a/b")).unwrap();
+        resolve(&dir.path().join("a/b"), Propagation::HostToContainer).unwrap();
         assert!(dir.path().join("a/b").is_dir());
         let socket = dir.path().join("s");
         let _listener = UnixListener::bind(&socket).unwrap();
-        let error = resolve(&socket).unwrap_err().to_string();
+        let error = resolve(&socket, Propagation::Private)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("a socket"), "{error}");
     }
 }

@@ -10,8 +10,9 @@
 //! descriptor, and by one component beneath a node (`host_file`). There is no
 //! "..", and symbolic links are read, never followed: the guest resolves them in
 //! its own tree. Devices, pipes and sockets of the host can be seen and not
-//! opened. Nothing moves or is linked between shares. What the host mounts
-//! beneath a share, private or not, is seen through it from then on.
+//! opened. Nothing moves or is linked between shares. What is mounted beneath a
+//! share is seen through it; a caller that wants later mounts of the host hidden
+//! attaches a private copy.
 //!
 //! **Coherence.** The driver may cache neither names nor attributes, and reads
 //! and writes pass its page cache by; only mappings of files use it. So a change
