@@ -28,6 +28,13 @@ pub(super) struct Key {
     mount: u64,
 }
 
+impl Key {
+    /// The same file, by whatever mount.
+    pub(super) fn is_file(&self, other: &Self) -> bool {
+        (self.dev, self.ino) == (other.dev, other.ino)
+    }
+}
+
 /// What statx(2) says.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Status {

@@ -9,7 +9,7 @@ use super::abi::ROOT_NODE;
 use super::host_file::{Key, Status};
 use rustix::fs::FileType;
 use rustix::io::Errno;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -84,9 +84,10 @@ struct Known {
     is_root: bool,
     /// Where the driver last found it.
     place: Option<Place>,
-    /// It was not there any more when the driver asked again.
-    missed: bool,
 }
+
+/// Most places that wait for the driver's second question.
+const MAX_MISSED: usize = 64;
 
 /// A directory's node and a name in it.
 type Place = (u64, Box<[u8]>);
@@ -107,6 +108,9 @@ pub(super) struct Table {
     by_key: HashMap<(u64, Key), u64>,
     /// Nodes by where they were last found.
     by_place: HashMap<Place, u64>,
+    /// Where a node was not any more when the driver asked for it again. Not with
+    /// the node: the driver may forget that before it asks the second time.
+    missed: VecDeque<Place>,
     handles: HashMap<u64, Arc<Handle>>,
     next_number: u64,
     next_node: u64,
@@ -123,6 +127,7 @@ impl Table {
             nodes: HashMap::new(),
             by_key: HashMap::new(),
             by_place: HashMap::new(),
+            missed: VecDeque::new(),
             handles: HashMap::new(),
             next_number: 1,
             next_node: ROOT_NODE + 1,
@@ -141,7 +146,8 @@ impl Table {
         read_only: bool,
     ) -> bool {
         if let Some(named) = self.shares.get(name) {
-            let same = named.root.key == status.key;
+            // Not by the mount: private copies of one mount are mounts of their own.
+            let same = named.root.key.is_file(&status.key);
             if same {
                 named.share.read_only.store(read_only, Ordering::Release);
             }
@@ -189,6 +195,7 @@ impl Table {
         let nodes = &self.nodes;
         self.by_key.retain(|_, id| nodes.contains_key(id));
         self.by_place.clear();
+        self.missed.clear();
     }
 
     /// The root of a share, about which the driver is told now.
@@ -254,7 +261,6 @@ impl Table {
             lookups: u64::from(!is_root),
             is_root,
             place: None,
-            missed: false,
         };
         self.nodes.insert(id, known);
         self.by_key.insert((share.number, status.key), id);
@@ -281,10 +287,11 @@ impl Table {
 
     /// Notes where the driver found a node.
     pub(super) fn found_at(&mut self, id: u64, dir: u64, name: &[u8]) {
+        self.missed
+            .retain(|place| place.0 != dir || *place.1 != *name);
         let Some(known) = self.nodes.get_mut(&id) else {
             return;
         };
-        known.missed = false;
         let is_same = |place: &Place| place.0 == dir && *place.1 == *name;
         if known.is_root || known.place.as_ref().is_some_and(is_same) {
             return;
@@ -300,18 +307,20 @@ impl Table {
     /// `true` for the second question.
     pub(super) fn is_missed(&mut self, dir: u64, name: &[u8]) -> bool {
         let place = (dir, Box::from(name));
-        let id = self.by_place.get(&place).copied();
-        let Some(known) = id.and_then(|id| self.nodes.get_mut(&id)) else {
-            return false;
-        };
-        if !known.missed {
-            known.missed = true;
-            return false;
+        if let Some(index) = self.missed.iter().position(|missed| *missed == place) {
+            self.missed.remove(index);
+            return true;
         }
-        known.missed = false;
-        known.place = None;
-        self.by_place.remove(&place);
-        true
+        if let Some(id) = self.by_place.remove(&place) {
+            if let Some(known) = self.nodes.get_mut(&id) {
+                known.place = None;
+            }
+            if self.missed.len() == MAX_MISSED {
+                self.missed.pop_front();
+            }
+            self.missed.push_back(place);
+        }
+        false
     }
 
     fn leave(&mut self, place: Option<Place>, id: u64) {

@@ -149,6 +149,22 @@ impl Guest {
         self.call(opcode::READ, 0, &body.0)
     }
 
+    /// Gives back every lookup of these nodes, and more.
+    fn forget<'a>(&mut self, nodes: impl IntoIterator<Item = &'a u64>) {
+        let mut body = Body::default().u32(u32::MAX).u32(0);
+        for node in nodes {
+            body = body.u64(*node).u64(u64::MAX);
+        }
+        let header = Body::default()
+            .u32(0)
+            .u32(opcode::BATCH_FORGET)
+            .u64(1)
+            .u64(0)
+            .zeroes(16)
+            .0;
+        assert_eq!(self.send(&[header, body.0].concat()), None);
+    }
+
     fn release(&mut self, handle: u64) {
         self.call(
             opcode::RELEASE,
@@ -343,18 +359,7 @@ fn descriptors_are_bounded_and_given_back() {
     guest.release(handles.pop().expect("a handle"));
     guest.open(nodes[0], RDONLY).expect("opened");
     // Of all but the first; those of a share and of nobody do no harm.
-    let mut forget = Body::default().u32(u32::MAX).u32(0);
-    for node in nodes[1..].iter().chain(&[guest.share, ROOT_NODE, 9999]) {
-        forget = forget.u64(*node).u64(u64::MAX);
-    }
-    let header = Body::default()
-        .u32(0)
-        .u32(opcode::BATCH_FORGET)
-        .u64(1)
-        .u64(0)
-        .zeroes(16)
-        .0;
-    assert_eq!(guest.send(&[header, forget.0].concat()), None);
+    guest.forget(nodes[1..].iter().chain(&[guest.share, ROOT_NODE, 9999]));
     assert_eq!(guest.lookup(nodes[1], "x"), Err(Errno::STALE));
     guest.lookup(guest.share, "19").expect("room again");
     guest.read(handles[0], 0, 1).expect("still open");
@@ -423,6 +428,20 @@ fn a_walk_in_a_removed_directory_begins_anew() {
     assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::NOENT));
     assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::STALE));
     assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::NOENT));
+    assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::NOENT));
+}
+
+/// A driver that finds its knowledge wrong forgets the node at once, on the other
+/// queue, before it asks what there is instead.
+#[test]
+fn regression_walk_begins_anew_though_the_node_is_forgotten_meanwhile() {
+    let mut guest = Guest::new(true);
+    fs::create_dir(guest.path("v1")).expect("made");
+    let dir = guest.lookup(guest.share, "v1").expect("there");
+    fs::remove_dir(guest.path("v1")).expect("removed");
+    assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::NOENT));
+    guest.forget([&dir]);
+    assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::STALE));
     assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::NOENT));
 }
 
