@@ -27,6 +27,7 @@
 //! `undo`), so a daemon that is killed leaves nothing unknown behind. One watcher
 //! per VM (`watch`) records exits and the VM's end. Lock order: `registry`.
 
+pub mod capabilities;
 mod clock;
 mod config;
 mod container;
