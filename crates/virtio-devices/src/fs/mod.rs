@@ -28,6 +28,7 @@ mod credentials;
 mod device;
 mod files;
 mod host_file;
+mod links;
 mod names;
 mod request;
 mod server;

@@ -30,8 +30,8 @@ impl Server {
     ) -> Result<Reply, Errno> {
         let (dir, uid, gid) = (header.node, header.uid, header.gid);
         match *operation {
-            Operation::Lookup { name } => self.lookup(dir, name),
-            Operation::ReadLink => self.read_link(dir),
+            Operation::Lookup { name } => self.lookup(header.pid, dir, name),
+            Operation::ReadLink => self.read_link(header.pid, dir),
             Operation::SymLink { name, target } => {
                 let dir = self.writable(dir)?;
                 as_user(uid, gid, || symlinkat(target, dir.fd(), name.bytes()))?;
@@ -80,49 +80,46 @@ impl Server {
         }
     }
 
-    fn lookup(&self, dir: u64, name: Name<'_>) -> Result<Reply, Errno> {
+    fn lookup(&self, thread: u32, dir: u64, name: Name<'_>) -> Result<Reply, Errno> {
         if dir == ROOT_NODE {
             let share = self.table().look_up_share(name.bytes())?;
             return self.entry(&share);
         }
         let dir = self.node(dir)?;
-        self.found(&dir, name)
+        match self.found(&dir, name) {
+            Err(Errno::NOENT) => Err(self.missing(thread, &dir, name)),
+            other => other,
+        }
     }
 
-    fn read_link(&self, node: u64) -> Result<Reply, Errno> {
+    fn read_link(&self, thread: u32, node: u64) -> Result<Reply, Errno> {
         let node = self.node(node)?;
-        let target = readlinkat(node.fd(), c"", Vec::new())?;
-        if Status::of(node.fd())?.attr.nlink == 0 {
-            // The host put another link in its place since the guest's path walk
-            // found it: the walk shall begin anew.
-            return Err(Errno::STALE);
-        }
-        Ok(Reply::Body(target.into_bytes()))
+        let target = readlinkat(node.fd(), c"", Vec::new())?.into_bytes();
+        self.table().link_is_read(thread, node.id, &target);
+        Ok(Reply::Body(target))
     }
 
     /// Answers with what `name` is now.
     fn found(&self, dir: &Arc<Node>, name: Name<'_>) -> Result<Reply, Errno> {
-        let fd = match host_file::lookup(dir.fd(), name) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT) => return Err(self.missing(dir, name)),
-            Err(error) => return Err(error),
-        };
+        let fd = host_file::lookup(dir.fd(), name)?;
         let (node, attr) = self.remember(dir, fd)?;
         self.table().found_at(node.id, dir.id, name.bytes());
         Ok(Body::default().entry(node.id, &attr).into())
     }
 
-    /// The answer about a name that is not there. The kubelet updates a volume by
-    /// putting a new directory in an old one's place, which it removes at once,
-    /// and a path walk of the guest may be in the old one then. STALE tells it to
-    /// begin the walk anew, once; it then finds what is there now, or nothing.
-    fn missing(&self, dir: &Arc<Node>, name: Name<'_>) -> Errno {
-        let removed = Status::of(dir.fd()).is_ok_and(|status| status.attr.nlink == 0);
-        if removed || self.table().is_missed(dir.id, name.bytes()) {
-            Errno::STALE
-        } else {
-            Errno::NOENT
+    /// The answer about a name that is not there: STALE if the thread came by a
+    /// link that says something else by now (see [`super::links`]).
+    fn missing(&self, thread: u32, dir: &Node, name: Name<'_>) -> Errno {
+        let links = self.table().links_leading_to(thread, dir.id, name.bytes());
+        for (link_dir, link) in links {
+            let now = readlinkat(link_dir.fd(), &*link.place.1, Vec::new());
+            if now.is_ok_and(|target| *target.as_bytes() == *link.target) {
+                continue;
+            }
+            self.table().answered_stale(&link, dir.id, name.bytes());
+            return Errno::STALE;
         }
+        Errno::NOENT
     }
 
     /// Puts a file found in `dir` into the table.

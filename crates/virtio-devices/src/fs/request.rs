@@ -26,6 +26,8 @@ pub(super) struct Header {
     pub(super) node: u64,
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// The thread that asks, by its number in the guest; zero for none.
+    pub(super) pid: u32,
 }
 
 impl Header {
@@ -39,8 +41,8 @@ impl Header {
             node: fields.u64()?,
             uid: fields.u32()?,
             gid: fields.u32()?,
+            pid: fields.u32()?,
         };
-        let _pid = fields.u32()?;
         let _extensions = fields.u16()?;
         let _padding = fields.u16()?;
         Some((header, fields))
@@ -502,6 +504,7 @@ mod tests {
             node: 1,
             uid: 0,
             gid: 0,
+            pid: 1,
         }
     }
 

@@ -7,9 +7,10 @@
 
 use super::abi::ROOT_NODE;
 use super::host_file::{Key, Status};
+use super::links::{ReadLink, ReadLinks};
 use rustix::fs::FileType;
 use rustix::io::Errno;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -86,11 +87,11 @@ struct Known {
     place: Option<Place>,
 }
 
-/// Most places that wait for the driver's second question.
-const MAX_MISSED: usize = 64;
-
 /// A directory's node and a name in it.
-type Place = (u64, Box<[u8]>);
+pub(super) type Place = (u64, Box<[u8]>);
+
+/// How many directories of a path are looked at for one that a link led to.
+const MAX_DEPTH: usize = 64;
 
 /// A share by its name.
 #[derive(Debug)]
@@ -108,9 +109,7 @@ pub(super) struct Table {
     by_key: HashMap<(u64, Key), u64>,
     /// Nodes by where they were last found.
     by_place: HashMap<Place, u64>,
-    /// Where a node was not any more when the driver asked for it again. Not with
-    /// the node: the driver may forget that before it asks the second time.
-    missed: VecDeque<Place>,
+    links: ReadLinks,
     handles: HashMap<u64, Arc<Handle>>,
     next_number: u64,
     next_node: u64,
@@ -127,7 +126,7 @@ impl Table {
             nodes: HashMap::new(),
             by_key: HashMap::new(),
             by_place: HashMap::new(),
-            missed: VecDeque::new(),
+            links: ReadLinks::default(),
             handles: HashMap::new(),
             next_number: 1,
             next_node: ROOT_NODE + 1,
@@ -195,7 +194,7 @@ impl Table {
         let nodes = &self.nodes;
         self.by_key.retain(|_, id| nodes.contains_key(id));
         self.by_place.clear();
-        self.missed.clear();
+        self.links.clear();
     }
 
     /// The root of a share, about which the driver is told now.
@@ -287,8 +286,6 @@ impl Table {
 
     /// Notes where the driver found a node.
     pub(super) fn found_at(&mut self, id: u64, dir: u64, name: &[u8]) {
-        self.missed
-            .retain(|place| place.0 != dir || *place.1 != *name);
         let Some(known) = self.nodes.get_mut(&id) else {
             return;
         };
@@ -302,25 +299,52 @@ impl Table {
         self.leave(before, id);
     }
 
-    /// Nothing is at a place, of which the driver may know a node there. It asks
-    /// twice then: whether what it knows still holds, and what there is instead.
-    /// `true` for the second question.
-    pub(super) fn is_missed(&mut self, dir: u64, name: &[u8]) -> bool {
-        let place = (dir, Box::from(name));
-        if let Some(index) = self.missed.iter().position(|missed| *missed == place) {
-            self.missed.remove(index);
-            return true;
+    /// A thread of the guest is told what is in a link.
+    pub(super) fn link_is_read(&mut self, thread: u32, link: u64, target: &[u8]) {
+        let known = self.nodes.get(&link);
+        if let Some(place) = known.and_then(|known| known.place.as_ref()) {
+            self.links.add(thread, place, target);
         }
-        if let Some(id) = self.by_place.remove(&place) {
-            if let Some(known) = self.nodes.get_mut(&id) {
-                known.place = None;
-            }
-            if self.missed.len() == MAX_MISSED {
-                self.missed.pop_front();
-            }
-            self.missed.push_back(place);
+    }
+
+    /// The links, each with its directory, that a thread read and by which it may
+    /// have come to a name in a directory.
+    pub(super) fn links_leading_to(
+        &self,
+        thread: u32,
+        dir: u64,
+        name: &[u8],
+    ) -> Vec<(Arc<Node>, ReadLink)> {
+        let mut found = Vec::new();
+        if self.links.is_empty_for(thread) {
+            return found;
         }
-        false
+        let (mut dir, mut name) = (dir, name);
+        for _ in 0..MAX_DEPTH {
+            let Some(known) = self.nodes.get(&dir) else {
+                break;
+            };
+            let links = self.links.leading_to(thread, dir, name);
+            found.extend(
+                links
+                    .into_iter()
+                    .map(|link| (Arc::clone(&known.node), link)),
+            );
+            let Some((above, called)) = &known.place else {
+                break;
+            };
+            (dir, name) = (*above, called);
+        }
+        found
+    }
+
+    /// A question about a name in a directory is answered with ESTALE, as `link`
+    /// led there.
+    pub(super) fn answered_stale(&mut self, link: &ReadLink, dir: u64, name: &[u8]) {
+        // Of a name that the driver has a node for it asks twice: whether what it
+        // knows still holds, and what there is instead.
+        let is_known = self.by_place.contains_key(&(dir, Box::from(name)));
+        self.links.answered(link, if is_known { 2 } else { 1 });
     }
 
     fn leave(&mut self, place: Option<Place>, id: u64) {

@@ -34,6 +34,8 @@ struct Guest {
     share: u64,
     request: u64,
     room: u64,
+    /// The thread of the guest that asks.
+    thread: u32,
 }
 
 fn path_fd(path: &Path) -> OwnedFd {
@@ -67,6 +69,7 @@ impl Guest {
             share: 0,
             request,
             room,
+            thread: 1,
         };
         let init = Body::default()
             .u32(7)
@@ -94,7 +97,7 @@ impl Guest {
     fn call_as(&mut self, id: u32, opcode: u32, node: u64, body: &[u8]) -> Answer {
         let len = u32::try_from(40 + body.len()).expect("small");
         let header = Body::default().u32(len).u32(opcode).u64(77).u64(node);
-        let mut bytes = header.u32(id).u32(id).u32(1).u32(0).0;
+        let mut bytes = header.u32(id).u32(id).u32(self.thread).u32(0).0;
         bytes.extend(body);
         self.send(&bytes).expect("an answer")
     }
@@ -410,38 +413,71 @@ fn only_directories_and_files_with_plain_names_are_shared() {
     ));
 }
 
-#[test]
-fn a_walk_in_a_removed_directory_begins_anew() {
-    let mut guest = Guest::new(true);
+/// A directory "v1" with a file "key", and a link "data" to it, which the guest
+/// has read: the directory's node and the link's.
+fn with_a_link_read(guest: &mut Guest) -> (u64, u64) {
     fs::create_dir(guest.path("v1")).expect("made");
     fs::write(guest.path("v1/key"), "").expect("write");
     symlink("v1", guest.path("data")).expect("a link");
-    let link = guest.lookup(guest.share, "data").expect("there");
     let dir = guest.lookup(guest.share, "v1").expect("there");
-    guest.lookup(dir, "key").expect("there");
+    let link = guest.lookup(guest.share, "data").expect("there");
+    assert_eq!(
+        guest.call(opcode::READLINK, link, &[]).expect("read"),
+        b"v1"
+    );
+    (dir, link)
+}
+
+fn swap_the_link(guest: &Guest) {
     symlink("v2", guest.path("tmp")).expect("a link");
     fs::rename(guest.path("tmp"), guest.path("data")).expect("swapped");
-    fs::remove_dir_all(guest.path("v1")).expect("removed");
-    assert_eq!(guest.call(opcode::READLINK, link, &[]), Err(Errno::STALE));
+}
+
+#[test]
+fn a_walk_by_a_link_that_was_swapped_begins_anew() {
+    let mut guest = Guest::new(true);
+    let (dir, link) = with_a_link_read(&mut guest);
+    swap_the_link(&guest);
+    // In the old directory, while it is being removed.
+    fs::remove_file(guest.path("v1/key")).expect("removed");
     assert_eq!(guest.lookup(dir, "key"), Err(Errno::STALE));
-    // The driver asks whether what it knows holds, then what there is instead.
+    // By the name alone, it is missing.
+    assert_eq!(guest.lookup(dir, "key"), Err(Errno::NOENT));
+    // The old link, found before it was replaced.
+    assert_eq!(
+        guest.call(opcode::READLINK, link, &[]).expect("read"),
+        b"v1"
+    );
+    guest.forget([&dir]);
+    fs::remove_dir(guest.path("v1")).expect("removed");
+    guest.thread = 2;
     assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::NOENT));
+    guest.thread = 1;
     assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::STALE));
-    assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::NOENT));
     assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::NOENT));
 }
 
-/// A driver that finds its knowledge wrong forgets the node at once, on the other
-/// queue, before it asks what there is instead.
+/// The driver asks whether what it knows holds, forgets it, on the other queue,
+/// and asks what there is instead: only that answer counts.
 #[test]
-fn regression_walk_begins_anew_though_the_node_is_forgotten_meanwhile() {
+fn a_walk_begins_anew_though_the_driver_knew_the_old_directory() {
     let mut guest = Guest::new(true);
-    fs::create_dir(guest.path("v1")).expect("made");
-    let dir = guest.lookup(guest.share, "v1").expect("there");
-    fs::remove_dir(guest.path("v1")).expect("removed");
-    assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::NOENT));
+    let (dir, _) = with_a_link_read(&mut guest);
+    swap_the_link(&guest);
+    fs::remove_dir_all(guest.path("v1")).expect("removed");
+    assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::STALE));
     guest.forget([&dir]);
     assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::STALE));
+    assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::NOENT));
+}
+
+#[test]
+fn what_a_link_says_as_before_is_missing() {
+    let mut guest = Guest::new(true);
+    let (dir, _) = with_a_link_read(&mut guest);
+    assert_eq!(guest.lookup(dir, "other"), Err(Errno::NOENT));
+    fs::remove_dir_all(guest.path("v1")).expect("removed");
+    assert_eq!(guest.lookup(dir, "key"), Err(Errno::NOENT));
     assert_eq!(guest.lookup(guest.share, "v1"), Err(Errno::NOENT));
 }
 
