@@ -17,6 +17,7 @@ mod disks;
 mod error;
 mod events;
 mod exec;
+mod forward;
 mod fs_mount;
 mod layout;
 mod listener;
@@ -35,7 +36,7 @@ mod volumes;
 
 use agent::Agent;
 use error::{AgentError, Doing};
-use guest_api::{CONTROL_PORT, EXEC_PORT, STREAM_PORT};
+use guest_api::{CONTROL_PORT, EXEC_PORT, FORWARD_PORT, STREAM_PORT};
 use listener::Listener;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -66,6 +67,7 @@ fn run(started_ns: u64) -> Result<(), AgentError> {
         (CONTROL_PORT, Port::Control),
         (STREAM_PORT, Port::Stream),
         (EXEC_PORT, Port::Exec),
+        (FORWARD_PORT, Port::Forward),
     ] {
         Listener::bind(number)
             .and_then(|listener| server.listen(listener, port))

@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod exec_tests;
 mod execs;
+mod forwards;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -14,11 +15,13 @@ use crate::connection::{ConnectionError, Framed};
 use crate::container::Caller;
 use crate::error::AgentError;
 use crate::exec::session::End;
+use crate::forward;
 use crate::listener::Listener;
 use crate::log;
 use crate::poller::{Poller, Wakeup};
 use crate::stream::{CHUNK, Link};
 use execs::Execs;
+use forwards::Forwards;
 use guest_api::proto::client_message::Call;
 use guest_api::proto::response::Result as Answer;
 use guest_api::proto::server_message::Kind;
@@ -48,6 +51,8 @@ enum Source {
     Container(u64),
     /// A descriptor of an exec session.
     Exec(u64, End),
+    /// An end of a port-forward connection.
+    Forward(u64, forward::End),
 }
 
 /// Which of the ports a connection came to.
@@ -56,6 +61,7 @@ pub(crate) enum Port {
     Control,
     Stream,
     Exec,
+    Forward,
 }
 
 #[derive(Debug)]
@@ -88,6 +94,7 @@ pub(crate) struct Server {
     unfinished: Vec<u64>,
     scratch: Vec<u8>,
     execs: Execs,
+    forwards: Forwards,
 }
 
 impl Server {
@@ -108,6 +115,7 @@ impl Server {
             unfinished: Vec::new(),
             scratch: vec![0; CHUNK],
             execs: Execs::default(),
+            forwards: Forwards::default(),
         })
     }
 
@@ -133,7 +141,8 @@ impl Server {
         let (busy, waiting) = self.agent.advance_removals();
         self.look_after_ended();
         self.deliver();
-        let timeout = if busy || !self.unfinished.is_empty() || self.execs.is_busy() {
+        let unfinished = !self.unfinished.is_empty();
+        let timeout = if busy || unfinished || self.execs.is_busy() || self.forwards.is_busy() {
             Some(Duration::ZERO)
         } else if waiting {
             Some(RETRY)
@@ -149,6 +158,7 @@ impl Server {
             self.pump(id);
         }
         self.go_on_with_execs();
+        self.go_on_with_forwards();
         for wakeup in wakeups {
             self.on_wakeup(wakeup);
         }
@@ -175,6 +185,7 @@ impl Server {
             Some(Source::Connection(id)) => self.on_connection(id, flags),
             Some(Source::Container(id)) => self.pump(id),
             Some(Source::Exec(id, end)) => self.on_exec(id, end, flags),
+            Some(Source::Forward(id, end)) => self.on_forward(id, end, flags),
             None => self.on_handover(token),
         }
     }
@@ -209,7 +220,7 @@ impl Server {
     /// Takes over a connection from the host.
     pub(crate) fn add_connection(&mut self, socket: OwnedFd, port: Port) {
         let connections = self.controls.len() + self.newcomers.len() + self.links.len();
-        if connections + self.execs.len() >= MAX_CONNECTIONS {
+        if connections + self.execs.len() + self.forwards.len() >= MAX_CONNECTIONS {
             log::warn("too many connections, one was closed");
             return;
         }
@@ -235,6 +246,7 @@ impl Server {
                 self.sources.insert(token, Source::Newcomer);
                 self.newcomers.insert(token, framed);
             }
+            Port::Forward => self.add_forward(framed, token),
             Port::Exec => {}
         }
     }

@@ -14,5 +14,7 @@ pub const CONTROL_PORT: u32 = 1024;
 pub const STREAM_PORT: u32 = 1025;
 /// The vsock port of exec sessions (a process in a running container each).
 pub const EXEC_PORT: u32 = 1026;
+/// The vsock port of connections to ports of the pod.
+pub const FORWARD_PORT: u32 = 1027;
 /// The guest's vsock address. Each VM has its own vsock, so all have this one.
 pub const GUEST_CID: u32 = 3;

@@ -39,6 +39,7 @@ mod guest;
 mod images;
 mod live;
 mod orphans;
+mod port_forward;
 mod private_mount;
 mod process_end;
 mod record;
@@ -87,6 +88,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, broadcast};
 
 /// Version of both records' layout.
@@ -361,6 +363,23 @@ impl Sandboxes {
     ) -> Result<ExecResult, SandboxError> {
         let (entry, item) = self.inner.registry.container(container_id)?;
         exec::exec_sync(&self.inner, &entry, &item, args, timeout, limit).await
+    }
+
+    /// Connects to a TCP port of a sandbox that has a VM: to its loopback addresses,
+    /// or else to any other address of its own that listens there. The stream is the
+    /// connection, with the end of each way on its own (`shutdown`); dropping it
+    /// closes both.
+    ///
+    /// # Errors
+    /// [`SandboxError::Guest`] if nothing listens there; [`SandboxError::WrongState`]
+    /// or [`SandboxError::VmDied`] if there is no VM.
+    pub async fn port_forward(
+        &self,
+        sandbox_id: &str,
+        port: u16,
+    ) -> Result<UnixStream, SandboxError> {
+        let entry = self.inner.registry.get(sandbox_id)?;
+        port_forward::open(&self.inner, &entry, port).await
     }
 
     /// Opens a running container's log path anew and goes on there: for log

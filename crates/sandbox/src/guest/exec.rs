@@ -1,18 +1,13 @@
 //! The wire of one command in the guest: a connection of its own.
 
 use super::client::{GuestError, fill, greet};
+use super::vsock::connect_patiently;
 use guest_api::proto::{ExecInput, ExecOutput, ExecRequest, exec_output::Kind};
-use std::io;
 use std::path::Path;
-use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use wire::{FrameDecoder, WireError};
-
-/// Pauses between attempts to connect, each twice the one before: 5 s in all.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LAST_PAUSE: Duration = Duration::from_millis(2560);
 
 /// A command that runs in the guest. Dropping it closes the connection, and the
 /// agent kills the command.
@@ -36,8 +31,8 @@ pub(crate) struct ExecWriter(OwnedWriteHalf);
 impl ExecStream {
     /// Connects and starts the command; returns when it runs.
     pub(crate) async fn open(socket: &Path, request: ExecRequest) -> Result<Self, GuestError> {
-        let stream = patient_connect(socket).await.map_err(GuestError::Connect)?;
-        Self::start(stream, request).await
+        let stream = connect_patiently(socket, guest_api::EXEC_PORT).await;
+        Self::start(stream.map_err(GuestError::Connect)?, request).await
     }
 
     /// The same, on a stream that reached the agent.
@@ -64,29 +59,6 @@ impl ExecStream {
     pub(crate) fn into_split(self) -> (ExecReader, ExecWriter) {
         (self.reader, self.writer)
     }
-}
-
-/// Connects to the agent. Where many commands come at once the queue of those who
-/// wait to be let in is full for a moment: then it is tried again.
-async fn patient_connect(socket: &Path) -> io::Result<UnixStream> {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match super::connect(socket, guest_api::EXEC_PORT).await {
-            Err(error) if is_full(&error) && pause <= LAST_PAUSE => {
-                tokio::time::sleep(pause).await;
-                pause *= 2;
-            }
-            other => return other,
-        }
-    }
-}
-
-/// Refused by the guest, or by the VMM's own socket.
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock
-    )
 }
 
 impl ExecReader {
@@ -121,7 +93,6 @@ mod tests {
     use super::*;
     use crate::guest::fake_agent::FakeAgent;
     use guest_api::proto::ExecStarted;
-    use tokio::io::AsyncReadExt;
 
     async fn answered(kind: Option<Kind>) -> Result<ExecStream, GuestError> {
         let (ours, mut agent) = FakeAgent::pair().await;
@@ -146,27 +117,6 @@ mod tests {
         let started = Kind::Started(ExecStarted { pid: 7 });
         let mut exec = answered(Some(started)).await.unwrap();
         assert!(matches!(exec.reader.next().await, Err(GuestError::Lost)));
-    }
-
-    #[tokio::test]
-    async fn full_queue_is_waited_out() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("vsock");
-        let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let server = tokio::spawn(async move {
-            for attempt in 0..4 {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut line = [0; 13];
-                stream.read_exact(&mut line).await.unwrap();
-                assert_eq!(&line, b"CONNECT 1026\n");
-                // Closed without a word, which is how a refusal looks.
-                if attempt == 3 {
-                    stream.write_all(b"OK 1\n").await.unwrap();
-                }
-            }
-        });
-        patient_connect(&path).await.unwrap();
-        server.await.unwrap();
     }
 
     #[tokio::test]

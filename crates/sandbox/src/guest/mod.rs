@@ -6,8 +6,10 @@ mod client;
 mod exec;
 #[cfg(test)]
 pub(crate) mod fake_agent;
+mod forward;
 mod vsock;
 
 pub(crate) use client::{GuestClient, GuestError, printable};
 pub(crate) use exec::{ExecReader, ExecStream, ExecWriter};
+pub(crate) use forward::open as open_forward;
 pub(crate) use vsock::connect;

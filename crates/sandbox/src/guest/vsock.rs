@@ -2,11 +2,15 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 /// Longest answer of the VMM to CONNECT, in bytes.
 const MAX_ANSWER: usize = 32;
+/// Pauses between attempts to connect, each twice the one before: 5 s in all.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_millis(2560);
 
 /// Connects to `port` in the guest. Refused while nobody listens there.
 pub(crate) async fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> {
@@ -37,6 +41,29 @@ pub(crate) async fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> 
     } else {
         Err(io::ErrorKind::ConnectionRefused.into())
     }
+}
+
+/// [`connect`] where many may come at once: the queue of those who wait to be let in
+/// is full for a moment, then it is tried again.
+pub(super) async fn connect_patiently(socket: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match connect(socket, port).await {
+            Err(error) if is_full(&error) && pause <= LAST_PAUSE => {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Refused by the guest, or by the VMM's own socket.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock
+    )
 }
 
 #[cfg(test)]
@@ -73,5 +100,26 @@ mod tests {
         assert!(answer(b"").await.is_err());
         assert!(answer(b"NO\n").await.is_err());
         assert!(answer(&[b'x'; 100]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn full_queue_is_waited_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vsock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = tokio::spawn(async move {
+            for attempt in 0..4 {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut line = [0; 13];
+                stream.read_exact(&mut line).await.unwrap();
+                assert_eq!(&line, b"CONNECT 1026\n");
+                // Closed without a word, which is how a refusal looks.
+                if attempt == 3 {
+                    stream.write_all(b"OK 1\n").await.unwrap();
+                }
+            }
+        });
+        connect_patiently(&path, 1026).await.unwrap();
+        server.await.unwrap();
     }
 }

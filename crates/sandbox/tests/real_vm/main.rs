@@ -7,4 +7,5 @@ mod figures;
 mod logs;
 mod many;
 mod node;
+mod ports;
 mod shares;
