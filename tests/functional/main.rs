@@ -20,6 +20,7 @@ mod guest_faults;
 mod images;
 mod kvm;
 mod lifecycle;
+mod network;
 mod pods;
 mod refusals;
 mod registry;
@@ -42,6 +43,10 @@ fn main() -> ExitCode {
     };
     let no_registry = no_engine.clone().or(lacking(test_images::REGISTRY));
     let no_disk = no_engine.clone().or(machine.no_mounts.clone());
+    let no_network = no_engine
+        .clone()
+        .or(machine.no_network.clone())
+        .or(lacking("iptables"));
     let not_both = machine.no_kvm.clone().or(machine.no_qemu.clone());
     let no_hiding = machine.no_mounts.clone();
     let no_kvm_to_show = no_hiding.clone().or(machine.no_kvm.clone());
@@ -60,6 +65,7 @@ fn main() -> ExitCode {
         trials("cri", cri::TESTS, no_engine),
         trials("cri_events", cri_events::TESTS, no_engine),
         trials("cri_refusals", cri_refusals::TESTS, no_engine),
+        trials("network", network::TESTS, &no_network),
         trials("shares", shares::TESTS, no_engine),
         trials("cri_images", cri_images::TESTS, &no_registry),
         trials("registry", registry::TESTS, &no_registry),

@@ -1,12 +1,13 @@
 //! A daemon of a test's own: directories, process, command line.
 
-use crate::{IMAGE, Ran, guest_dir, machine, program};
+use crate::{Host, IMAGE, Ran, guest_dir, machine, program};
 use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -20,6 +21,9 @@ pub struct DaemonOptions {
     pub engine: String,
     /// Directory with vmlinux and initramfs.cpio.
     pub guest: PathBuf,
+    /// The host that it runs on, whose network pods get; without one they have
+    /// their loopback only.
+    pub host: Option<Arc<Host>>,
     /// More arguments for `spherule serve`.
     pub args: Vec<String>,
     /// Import [`IMAGE`] at the start.
@@ -35,6 +39,7 @@ impl Default for DaemonOptions {
         Self {
             engine: machine().engine.into(),
             guest: guest_dir(),
+            host: None,
             args: Vec::new(),
             image: true,
             prepare: None,
@@ -55,6 +60,14 @@ impl Daemon {
     /// A daemon with this machine's engine and the busybox image.
     pub fn start() -> anyhow::Result<Self> {
         Self::with(DaemonOptions::default())
+    }
+
+    /// A daemon on a host of a test's own.
+    pub fn on(host: &Arc<Host>) -> anyhow::Result<Self> {
+        Self::with(DaemonOptions {
+            host: Some(Arc::clone(host)),
+            ..DaemonOptions::default()
+        })
     }
 
     /// A daemon started in another way.
@@ -230,9 +243,10 @@ fn spawn(dir: &Path, options: &DaemonOptions) -> anyhow::Result<Child> {
         .create(true)
         .append(true)
         .open(dir.join("serve.log"))?;
-    let mut command = match &options.prepare {
-        None => Command::new(program("spherule")),
-        Some(script) => {
+    let mut command = match (&options.host, &options.prepare) {
+        (Some(host), None) => host.command(&program("spherule")),
+        (None, None) => Command::new(program("spherule")),
+        (_, Some(script)) => {
             let mut command = Command::new("unshare");
             command
                 .args(["--mount", "--propagation", "private", "sh", "-ec"])
@@ -243,8 +257,13 @@ fn spawn(dir: &Path, options: &DaemonOptions) -> anyhow::Result<Child> {
             command
         }
     };
+    let network = match &options.host {
+        Some(host) => host.cni_args(),
+        None => vec!["--network".into(), "none".into()],
+    };
     command
         .arg("serve")
+        .args(network)
         .arg("--run")
         .arg(dir.join("run"))
         .arg("--root")

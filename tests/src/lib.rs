@@ -4,11 +4,13 @@
 pub mod cri;
 mod daemon;
 pub mod guest;
+mod host;
 mod machine;
 pub mod manifest;
 mod output;
 
 pub use daemon::{Daemon, DaemonOptions};
+pub use host::Host;
 pub use machine::{Machine, lacking, machine};
 pub use output::Ran;
 

@@ -1,6 +1,7 @@
 //! What this machine can do, found once by the product's own probe.
 
 use crate::program;
+use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
@@ -15,6 +16,8 @@ pub struct Machine {
     pub no_qemu: Option<String>,
     /// Why no test can have a mount namespace here, if so.
     pub no_mounts: Option<String>,
+    /// Why no test can have a network namespace with CNI plugins, if so.
+    pub no_network: Option<String>,
     /// The engine that carries the breadth of the tests, `kvm` or `qemu`.
     pub engine: &'static str,
 }
@@ -44,6 +47,7 @@ fn probe() -> Machine {
         kvm_is_fast,
         no_qemu: missing("qemu"),
         no_mounts: no_mounts(),
+        no_network: no_network(),
         engine: if kvm_is_fast { "kvm" } else { "qemu" },
     }
 }
@@ -52,6 +56,20 @@ fn no_mounts() -> Option<String> {
     let tried = Command::new("unshare").args(["--mount", "true"]).output();
     let could = tried.is_ok_and(|output| output.status.success());
     (!could).then(|| "unshare --mount is not allowed here".to_owned())
+}
+
+fn no_network() -> Option<String> {
+    let tried = Command::new("unshare")
+        .args(["--net", "--mount", "ip", "link", "set", "lo", "up"])
+        .output();
+    if !tried.is_ok_and(|output| output.status.success()) {
+        return Some("unshare --net ip link is not allowed here".to_owned());
+    }
+    let missing = |path: &&&str| !Path::new(path).exists();
+    ["/usr/lib/cni/bridge", "/dev/net/tun"]
+        .iter()
+        .find(missing)
+        .map(|path| format!("there is no {path}"))
 }
 
 /// Why a test that needs this program cannot run, if it is not installed.

@@ -16,6 +16,8 @@ pub struct Config {
     pub overhead_mib: u64,
     /// Largest memory in MiB of one VM.
     pub max_memory_mib: u64,
+    /// Pods get the node's network; otherwise their loopback only.
+    pub network: bool,
     /// What the daemon found of its node (engine and why, directories), for the
     /// verbose form of Status.
     pub facts: serde_json::Value,
@@ -32,6 +34,7 @@ impl Config {
             memory_mib: 512,
             overhead_mib: 64,
             max_memory_mib,
+            network: true,
             facts: serde_json::Value::Null,
         }
     }

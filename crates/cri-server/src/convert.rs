@@ -1,7 +1,7 @@
 //! From the sandbox crate's records to the CRI's messages.
 
 use crate::record::{CriContainer, CriSandbox};
-use crate::{resources, signals};
+use crate::{network, resources, signals};
 use cri_api::v1;
 use sandbox::{Container, ContainerState, Exit, Sandbox, SandboxState};
 
@@ -52,9 +52,7 @@ pub(crate) fn sandbox_status(sandbox: &CriSandbox) -> v1::PodSandboxStatus {
         metadata: config.metadata.clone(),
         state: sandbox_state(&sandbox.sandbox).into(),
         created_at: sandbox.sandbox.created_at_ns,
-        // The pod has its loopback only. A network without an address would have the
-        // kubelet replace the sandbox again and again.
-        network: None,
+        network: network::status(&sandbox.sandbox),
         linux: Some(v1::LinuxPodSandboxStatus {
             namespaces: Some(v1::Namespace {
                 options: Some(options),

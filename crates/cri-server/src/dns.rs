@@ -1,11 +1,11 @@
-//! The text files that name hosts: /etc/resolv.conf and /etc/hosts.
+//! The text of /etc/resolv.conf.
 
 use crate::error::CriError;
 use cri_api::v1::DnsConfig;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-/// The text of /etc/resolv.conf; empty: the image's own stays.
+/// The text of /etc/resolv.conf; empty: as the network says.
 pub(crate) fn resolv_conf(dns: Option<&DnsConfig>) -> Result<String, CriError> {
     let Some(dns) = dns else {
         return Ok(String::new());
@@ -44,14 +44,6 @@ pub(crate) fn resolv_conf(dns: Option<&DnsConfig>) -> Result<String, CriError> {
 /// What a line of resolv.conf can hold without becoming another line.
 fn is_word(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| !c.is_whitespace() && !c.is_control())
-}
-
-/// /etc/hosts of a pod that has only its loopback; the kubelet mounts its own
-/// above it.
-pub(crate) fn hosts(hostname: &str) -> String {
-    format!(
-        "# Written by spherule for the pod.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.0.1\t{hostname}\n"
-    )
 }
 
 #[cfg(test)]

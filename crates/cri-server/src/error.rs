@@ -1,6 +1,7 @@
 //! Why a call failed, and the gRPC code that says so. The only place with codes.
 
 use image_store::{ImageError, PullError, RegistryError};
+use pod_network::NetworkError;
 use sandbox::SandboxError;
 use state_store::StateError;
 use tonic::{Code, Status};
@@ -100,6 +101,10 @@ fn sandbox_code(error: &SandboxError) -> Code {
         SandboxError::AgentTimeout { .. } | SandboxError::ExecTimeout { .. } => {
             Code::DeadlineExceeded
         }
+        SandboxError::Network { source, .. } => match **source {
+            NetworkError::Identity { .. } => Code::InvalidArgument,
+            _ => Code::Unavailable,
+        },
         SandboxError::VmDied { .. } => Code::Unavailable,
         _ => Code::Internal,
     }

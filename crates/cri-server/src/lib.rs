@@ -42,6 +42,7 @@ mod metrics;
 mod metrics_table;
 mod mounts;
 mod namespaces;
+mod network;
 mod pages;
 mod process;
 mod record;

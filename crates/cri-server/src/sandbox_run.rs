@@ -1,7 +1,6 @@
 //! RunPodSandbox.
 //!
-//! Kept without effect: `cgroup_parent` (the VM's processes are the daemon's),
-//! `port_mappings` without a host port. The users, groups and filters of the
+//! Kept without effect: `cgroup_parent` (the VM's processes are the daemon's). The users, groups and filters of the
 //! sandbox's security context are for a process that is not there: no pause
 //! container runs.
 
@@ -9,11 +8,11 @@ use crate::error::CriError;
 use crate::record::keep_sandbox;
 use crate::resources::to_spec;
 use crate::service::RuntimeServer;
-use crate::{Config, dns, mounts, namespaces, security, sizing};
+use crate::{Config, dns, mounts, namespaces, network, security, sizing};
 use cri_api::v1::{
-    PodSandboxConfig, PodSandboxMetadata, PortMapping, RunPodSandboxRequest, RunPodSandboxResponse,
+    PodSandboxConfig, PodSandboxMetadata, RunPodSandboxRequest, RunPodSandboxResponse,
 };
-use sandbox::{ResourceSpec, SandboxSpec, Sandboxes, new_id};
+use sandbox::{NetworkSpec, ResourceSpec, SandboxSpec, Sandboxes, new_id};
 use std::collections::{BTreeMap, HashMap};
 
 /// Label by which our own pod engine knows its sandboxes; not for clients.
@@ -90,7 +89,7 @@ pub(crate) fn convert(
     if !config.log_directory.is_empty() {
         mounts::absolute("config.log_directory", &config.log_directory)?;
     }
-    check_ports(&config.port_mappings)?;
+    let network = network(config, settings)?;
     let linux = config.linux.as_ref();
     let context = "config.linux.security_context";
     let security = linux.and_then(|linux| linux.security_context.as_ref());
@@ -123,7 +122,8 @@ pub(crate) fn convert(
         attempt: metadata.attempt,
         labels: labels(&config.labels),
         annotations: BTreeMap::new(),
-        etc_hosts: dns::hosts(&hostname),
+        network,
+        host_aliases: Vec::new(),
         hostname,
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
@@ -162,22 +162,18 @@ pub(crate) fn labels(given: &HashMap<String, String>) -> BTreeMap<String, String
     labels
 }
 
-fn check_ports(mappings: &[PortMapping]) -> Result<(), CriError> {
-    for (index, mapping) in mappings.iter().enumerate() {
-        let field = |name: &str| format!("port_mappings[{index}].{name}");
-        if !(0..=65535).contains(&mapping.container_port) {
-            let message = format!("{} is no port", mapping.container_port);
-            return Err(invalid(&field("container_port"), message));
-        }
-        if mapping.host_port != 0 {
-            let message = format!(
-                "{}: pods have no network of the node to publish ports on yet; leave hostPort out",
-                mapping.host_port
-            );
-            return Err(invalid(&field("host_port"), message));
-        }
+/// The wish for a network, where the node gives any.
+fn network(config: &PodSandboxConfig, settings: &Config) -> Result<Option<NetworkSpec>, CriError> {
+    let wish = network::wish(config)?;
+    if settings.network {
+        return Ok(Some(wish));
     }
-    Ok(())
+    if !wish.capabilities.port_mappings.is_empty() {
+        let message = "a host port needs a network, and this node's pods have their loopback only \
+                       (spherule serve --network none)";
+        return Err(invalid("port_mappings", message));
+    }
+    Ok(None)
 }
 
 /// The name asked for, otherwise the pod's, cut to a DNS label.
@@ -223,7 +219,7 @@ mod tests {
     use super::*;
     use cri_api::v1::{
         DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-        NamespaceOption, WindowsPodSandboxConfig,
+        NamespaceOption, PortMapping, WindowsPodSandboxConfig,
     };
 
     fn config() -> PodSandboxConfig {
@@ -260,7 +256,7 @@ mod tests {
         let spec = converted(&config()).unwrap();
         assert_eq!((spec.name.as_str(), spec.attempt), ("web", 2));
         assert_eq!(spec.hostname, "web");
-        assert!(spec.etc_hosts.contains("web"));
+        assert!(spec.network.unwrap().capabilities.port_mappings.is_empty());
         assert!(spec.share_process_namespace);
         assert_eq!(spec.resolv_conf, "");
     }
@@ -317,21 +313,6 @@ mod tests {
             |c| c.windows = Some(WindowsPodSandboxConfig::default()),
             "config.windows",
         );
-        let port = |container_port, host_port| {
-            vec![PortMapping {
-                container_port,
-                host_port,
-                ..PortMapping::default()
-            }]
-        };
-        refused(
-            |c| c.port_mappings = port(80, 8080),
-            "config.port_mappings[0].host_port",
-        );
-        refused(
-            |c| c.port_mappings = port(-1, 0),
-            "config.port_mappings[0].container_port",
-        );
         for name in ["", "../x", "a..b", "a\n", "kernel.", "a b"] {
             let bad = linux(|l| l.sysctls = [(name.to_owned(), "1".to_owned())].into());
             refused(|c| c.linux = bad, "config.linux.sysctls");
@@ -347,6 +328,26 @@ mod tests {
         });
         let field = "config.linux.security_context.namespace_options.network";
         refused(|c| c.linux = node, field);
+    }
+
+    #[test]
+    fn a_node_without_network_takes_pods_but_no_host_ports() {
+        let mut settings = Config::new("0", 4096);
+        settings.network = false;
+        let spec = convert("a", &config(), "", &settings).unwrap();
+        assert_eq!(spec.network, None);
+        let mut config = config();
+        config.port_mappings.push(PortMapping {
+            container_port: 80,
+            host_port: 8080,
+            ..PortMapping::default()
+        });
+        let error = convert("a", &config, "", &settings).unwrap_err();
+        assert!(error.to_string().contains("--network none"), "{error}");
+        settings.network = true;
+        let spec = convert("a", &config, "", &settings).unwrap();
+        let ports = spec.network.unwrap().capabilities.port_mappings;
+        assert_eq!(ports[0].host_port, 8080);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Status: conditions, handlers, features, and what the daemon found of its node.
 
-use crate::error::CriError;
+use crate::error::{CriError, chain};
 use crate::service::RuntimeServer;
 use cri_api::v1::{
     RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus,
@@ -18,7 +18,10 @@ pub(crate) async fn status(
     let handlers = config.handlers.iter().map(String::as_str);
     Ok(StatusResponse {
         status: Some(RuntimeStatus {
-            conditions: conditions(),
+            conditions: vec![
+                condition("RuntimeReady", true, "", String::new()),
+                network_condition(server).await,
+            ],
         }),
         info: if request.verbose {
             info(server)
@@ -34,25 +37,26 @@ pub(crate) async fn status(
     })
 }
 
-/// A kubelet places no pod on a node whose network is not ready: pods that need
-/// none but their loopback run today.
-fn conditions() -> Vec<RuntimeCondition> {
-    vec![
-        RuntimeCondition {
-            r#type: "RuntimeReady".to_owned(),
-            status: true,
-            reason: String::new(),
-            message: String::new(),
-        },
-        RuntimeCondition {
-            r#type: "NetworkReady".to_owned(),
-            status: true,
-            reason: "LoopbackOnly".to_owned(),
-            message: "pods have their loopback interface and no other: this version runs no CNI \
-                      plugins"
-                .to_owned(),
-        },
-    ]
+fn condition(name: &str, status: bool, reason: &str, message: String) -> RuntimeCondition {
+    RuntimeCondition {
+        r#type: name.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message,
+    }
+}
+
+/// NetworkReady. A kubelet places no pod on a node where it is not true.
+async fn network_condition(server: &RuntimeServer) -> RuntimeCondition {
+    let of = |status, reason, message| condition("NetworkReady", status, reason, message);
+    if !server.config.network {
+        let message = "pods have their loopback only (spherule serve --network none)";
+        return of(true, "LoopbackOnly", message.to_owned());
+    }
+    match server.sandboxes.network_status().await {
+        Ok(_) => of(true, "", String::new()),
+        Err(error) => of(false, "NetworkPluginNotReady", chain(&error)),
+    }
 }
 
 fn handler(name: &str) -> RuntimeHandler {
@@ -80,21 +84,4 @@ fn info(server: &RuntimeServer) -> HashMap<String, String> {
         "sandboxes": server.cri_sandboxes().len(),
     });
     HashMap::from([("info".to_owned(), text.to_string())])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_conditions_that_the_kubelet_needs_are_there_and_true() {
-        let conditions = conditions();
-        for name in ["RuntimeReady", "NetworkReady"] {
-            assert!(
-                conditions.iter().any(|c| c.r#type == name && c.status),
-                "{name}"
-            );
-        }
-        assert!(conditions[1].message.contains("loopback"));
-    }
 }

@@ -28,7 +28,8 @@ async fn server() -> (RuntimeServer, TempDir) {
         Engine::Qemu,
     );
     let sandboxes = Sandboxes::open(config, &state, images.clone()).await;
-    let config = Config::new("1.2.3", 4096);
+    let mut config = Config::new("1.2.3", 4096);
+    config.network = false;
     (
         RuntimeServer::new(sandboxes.unwrap(), images, &state, config),
         dir,

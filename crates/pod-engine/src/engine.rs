@@ -34,6 +34,8 @@ pub struct Config {
     pub max_pods: usize,
     /// Memory in MiB that a pod's VM can have; `None`: all of the host's.
     pub max_memory_mib: Option<u64>,
+    /// Pods get the node's network; otherwise their loopback only.
+    pub network: bool,
 }
 
 impl Config {
@@ -45,6 +47,7 @@ impl Config {
             restart_backoff: Backoff::default(),
             max_pods: 10_000,
             max_memory_mib: None,
+            network: true,
         }
     }
 }

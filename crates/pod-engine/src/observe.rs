@@ -16,6 +16,7 @@ pub(crate) fn sandbox(record: &mut PodRecord, sandbox: &Sandbox) {
         }
     }
     pod.engine = Some(sandbox.engine);
+    pod.pod_ips.clone_from(&sandbox.pod_ips);
     if let Some(vm) = &mut pod.vm {
         vm.vmm_pid = sandbox.vmm_pid().unwrap_or(0);
     }

@@ -6,8 +6,8 @@ use crate::merge::{self, MergeError};
 use crate::record::PodRecord;
 use crate::sizing::{self, Defaults, VmSize};
 use sandbox::{
-    ContainerSpec, Engine, Medium, MountSource, MountSpec, PidNamespace, ResourceSpec, SandboxSpec,
-    VolumeSpec,
+    ContainerSpec, Engine, Medium, MountSource, MountSpec, NetworkSpec, PidNamespace, ResourceSpec,
+    SandboxSpec, VolumeSpec,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,7 @@ pub(crate) fn sandbox(
     attempt: u32,
     size: VmSize,
     engine: Option<Engine>,
+    network: Option<NetworkSpec>,
 ) -> SandboxSpec {
     let pod = &record.pod;
     let hostname = hostname(manifest, &pod.name);
@@ -44,7 +45,8 @@ pub(crate) fn sandbox(
         attempt,
         labels: BTreeMap::from([(POD_LABEL.to_owned(), pod.id.clone())]),
         annotations: BTreeMap::new(),
-        etc_hosts: hosts(&hostname),
+        network,
+        host_aliases: Vec::new(),
         hostname,
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
@@ -59,13 +61,6 @@ pub(crate) fn sandbox(
         resources: ResourceSpec::default(),
         caller_data: String::new(),
     }
-}
-
-/// /etc/hosts of a pod that has only its loopback.
-fn hosts(hostname: &str) -> String {
-    format!(
-        "# Written by spherule for the pod.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.0.1\t{hostname}\n"
-    )
 }
 
 fn volumes(manifest: &Manifest) -> Vec<VolumeSpec> {

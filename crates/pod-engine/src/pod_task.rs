@@ -12,7 +12,7 @@ use crate::error::{EngineError, chain};
 use crate::record::{ContainerState, PodRecord, Wanted};
 use crate::state::{self, Next, Rules, Slot};
 use crate::{observe, plan};
-use sandbox::{Event, NotReadyReason, Sandbox, SandboxError, SandboxState};
+use sandbox::{Event, NetworkSpec, NotReadyReason, Sandbox, SandboxError, SandboxState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -91,9 +91,11 @@ impl Task {
                 self.stop(Duration::from_millis(grace_ms)).await?;
             }
             _ if over => {
-                self.end_vm().await?;
-                // Nothing more to do until something else is wanted.
-                std::future::pending::<()>().await;
+                if self.end_vm().await? {
+                    // Nothing more to do until something else is wanted.
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(RETRY).await;
             }
             _ => self.step(events, images).await?,
         }
@@ -185,9 +187,7 @@ impl Task {
     fn vm_died(&self, cause: &str) -> Result<(), EngineError> {
         self.update(|record| {
             state::vm_died(record, &self.rules, cause, now_ns());
-            if let Some(vm) = &mut record.pod.vm {
-                vm.vmm_pid = 0;
-            }
+            record.pod.vm_is_gone();
             record.pod.reason = state::VM_DIED.to_owned();
             record.pod.message = format!("the pod's virtual machine ended: {cause}");
             record.pod.phase = state::phase(record);
@@ -218,6 +218,7 @@ impl Task {
             attempt,
             self.entry.size,
             before.pod.engine,
+            self.inner.config.network.then(NetworkSpec::default),
         );
         match self.inner.sandboxes.run_sandbox(spec).await {
             Ok(sandbox) => self.update(|record| observe::sandbox(record, &sandbox)),
@@ -341,22 +342,22 @@ impl Task {
         })
     }
 
-    /// Ends the VM of a pod that is over.
-    async fn end_vm(&self) -> Result<(), EngineError> {
+    /// Ends the VM of a pod that is over and gives its addresses back; says whether
+    /// all of that is done.
+    async fn end_vm(&self) -> Result<bool, EngineError> {
+        let mut done = true;
         if let Some(sandbox) = self.sandbox()
             && let Err(error) = self.inner.sandboxes.stop_sandbox(&sandbox.spec.id).await
         {
             tracing::error!(
                 pod = self.entry.id,
                 error = chain(&error),
-                "its VM could not be ended"
+                "its sandbox could not be stopped"
             );
+            done = false;
         }
-        self.update(|record| {
-            if let Some(vm) = &mut record.pod.vm {
-                vm.vmm_pid = 0;
-            }
-        })
+        self.update(|record| record.pod.vm_is_gone())?;
+        Ok(done)
     }
 
     /// Ends the containers, all at once, then the VM.
@@ -401,7 +402,7 @@ impl Task {
         })?;
         let phase = state::ended_phase(&self.entry.record.get());
         self.finish(phase, "Stopped", "the pod was stopped by request")?;
-        self.end_vm().await
+        self.end_vm().await.map(drop)
     }
 
     /// Removes everything; the record last.

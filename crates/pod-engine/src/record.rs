@@ -4,6 +4,7 @@
 use sandbox::Engine;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 pub use sandbox::Stage;
 
@@ -150,6 +151,10 @@ pub struct Pod {
     pub containers: Vec<ContainerStatus>,
     /// Its VM; `None` before it is sized.
     pub vm: Option<Vm>,
+    /// Its addresses, the first one first; none while it has no VM or only its
+    /// loopback.
+    #[serde(default)]
+    pub pod_ips: Vec<IpAddr>,
     /// The steps of its start, in order. Those of a container are named
     /// `<container>: <step>`.
     pub stages: Vec<Stage>,
@@ -161,6 +166,13 @@ impl Pod {
     /// `namespace/name`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
+    }
+
+    pub(crate) fn vm_is_gone(&mut self) {
+        if let Some(vm) = &mut self.vm {
+            vm.vmm_pid = 0;
+        }
+        self.pod_ips.clear();
     }
 
     /// All containers, the init containers first.

@@ -183,6 +183,7 @@ async fn open(
         .unwrap();
     let mut config = Config::new(&root);
     config.restart_backoff.base = Duration::from_millis(50);
+    config.network = false;
     let engine = PodEngine::open(sandboxes.clone(), images, &state, config)
         .await
         .unwrap();

@@ -32,7 +32,7 @@ pub enum Phase {
 }
 
 /// All that is needed to give a pod its network and to take it away again.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkRecord {
     /// Whose it is.
     pub pod: PodIdentity,

@@ -42,6 +42,7 @@ pub(crate) fn pod(pod: &Pod) -> v1::Pod {
             })
             .collect(),
         manifest: pod.manifest.clone(),
+        pod_ips: pod.pod_ips.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -139,6 +139,7 @@ impl PodService for Pods {
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        Ok(Response::new(self.facts.answer(&self.engine, &self.others)))
+        let answer = self.facts.answer(&self.engine, &self.others).await;
+        Ok(Response::new(answer))
     }
 }

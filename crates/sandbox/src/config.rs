@@ -2,6 +2,7 @@
 
 use crate::error::SandboxError;
 use crate::spec::Engine;
+use pod_network::NetworkConfig;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,6 +36,9 @@ pub struct Config {
     pub kernel_log_limit: u64,
     /// Most sandboxes that are made at a time; others wait their turn. 0 is 1.
     pub max_parallel_boots: usize,
+    /// Where the CNI's configuration and plugins are; namespaces are kept in
+    /// `<run>/netns`.
+    pub network: NetworkConfig,
     /// Limits of waiting.
     pub timeouts: Timeouts,
 }
@@ -81,9 +85,11 @@ impl Config {
         launcher: Launcher,
         engine: Engine,
     ) -> Self {
+        let run = run.into();
         Self {
             root: root.into(),
-            run: run.into(),
+            network: NetworkConfig::new(&run),
+            run,
             kernel: kernel.into(),
             initramfs: initramfs.into(),
             launcher,
@@ -114,6 +120,7 @@ impl Config {
             *dir = true_path.map_err(|e| SandboxError::file("cannot make", dir.as_path(), e))?;
         }
         check_run_dir(&self.run)?;
+        self.network.run_dir.clone_from(&self.run);
         Ok(self)
     }
 }

@@ -61,6 +61,17 @@ pub enum SandboxError {
         /// What the launcher or the VMM said.
         message: String,
     },
+    /// The network could not be decided, made or taken away.
+    #[error("the network of {id} could not {what}")]
+    Network {
+        /// The sandbox.
+        id: String,
+        /// What was tried.
+        what: &'static str,
+        /// What is missing or failed.
+        #[source]
+        source: Box<pod_network::NetworkError>,
+    },
     /// The VM ended.
     #[error("the virtual machine of {id} ended: {cause}")]
     VmDied {
@@ -160,6 +171,7 @@ impl SandboxError {
         matches!(
             self,
             Self::Vmm { .. }
+                | Self::Network { .. }
                 | Self::VmDied { .. }
                 | Self::AgentTimeout { .. }
                 | Self::File { .. }

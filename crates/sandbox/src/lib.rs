@@ -6,7 +6,7 @@
 //! | call | what it does |
 //! |------|--------------|
 //! | [`Sandboxes::open`] | recovers what the records know: adopts running VMs, undoes half-made ones |
-//! | [`Sandboxes::run_sandbox`] | scratch disk, VMM, boot, agent, set-up; all or nothing |
+//! | [`Sandboxes::run_sandbox`] | network, scratch disk, VMM, boot, agent, set-up; all or nothing |
 //! | [`Sandboxes::create_container`] | image leased and attached, made by the agent |
 //! | [`Sandboxes::start_container`] | log attached, started |
 //! | [`Sandboxes::stop_container`] | signal, grace, SIGKILL; returns when the exit is recorded |
@@ -15,7 +15,8 @@
 //! | [`Sandboxes::reopen_log`] | goes on in a new log file |
 //! | [`Sandboxes::update_container`], [`Sandboxes::update_sandbox`] | changes limits while it runs |
 //! | [`Sandboxes::stats`], [`Sandboxes::container_stats`] | figures of the guest and of its VM |
-//! | [`Sandboxes::stop_sandbox`] | ends the VM; logs and records stay |
+//! | [`Sandboxes::stop_sandbox`] | ends the VM, gives its addresses back; logs and records stay |
+//! | [`Sandboxes::network_status`] | what is missing for pods to have a network |
 //! | [`Sandboxes::remove_sandbox`] | everything, the record last |
 //! | [`Sandboxes::subscribe`] | every change of a state, numbered |
 //!
@@ -38,6 +39,8 @@ mod exec;
 mod guest;
 mod images;
 mod live;
+mod name_files;
+mod network;
 mod orphans;
 mod port_forward;
 mod private_mount;
@@ -69,8 +72,8 @@ pub use record::{
     VmmId, stages,
 };
 pub use spec::{
-    ContainerSpec, DeviceSpec, Engine, Medium, MountSource, MountSpec, PathRules, PidNamespace,
-    ProcessSpec, ResourceSpec, RlimitSpec, SandboxSpec, VolumeSpec,
+    ContainerSpec, DeviceSpec, Engine, HostAlias, Medium, MountSource, MountSpec, NetworkSpec,
+    PathRules, PidNamespace, ProcessSpec, ResourceSpec, RlimitSpec, SandboxSpec, VolumeSpec,
 };
 
 pub use stats::{ContainerStats, GuestTotals, SandboxStats};
@@ -81,6 +84,7 @@ pub use vm_launcher::HostUsage;
 use events::EventHub;
 use image_store::ImageStore;
 use images::Images;
+use pod_network::{Network, NetworkList};
 use recorded::Recorded;
 use registry::{Entry, Registry};
 use state_store::{StateStore, Table};
@@ -108,6 +112,7 @@ pub(crate) struct Inner {
     pub(crate) containers: Table<Container>,
     pub(crate) registry: Registry,
     pub(crate) events: EventHub,
+    pub(crate) network: Arc<Network>,
     /// A permit a sandbox while it is made, in the order of the requests.
     pub(crate) boots: Semaphore,
 }
@@ -203,8 +208,10 @@ impl Sandboxes {
     ) -> Result<Self, SandboxError> {
         let config = config.prepare()?;
         let boots = config.max_parallel_boots.clamp(1, Semaphore::MAX_PERMITS);
+        let network = network::open(&config)?;
         let inner = Arc::new(Inner {
             config,
+            network: Arc::new(network),
             images: Images::new(images),
             sandboxes: state.table("sandboxes", RECORD_VERSION),
             containers: state.table("containers", RECORD_VERSION),
@@ -458,6 +465,14 @@ impl Sandboxes {
     pub async fn container_stats(&self, id: &str) -> Result<ContainerStats, SandboxError> {
         let (entry, item) = self.inner.registry.container(id)?;
         stats::container(&self.inner, &entry, &item).await
+    }
+
+    /// Whether sandboxes could be given a network now.
+    ///
+    /// # Errors
+    /// The first thing that is missing, and what to do about it.
+    pub async fn network_status(&self) -> Result<Arc<NetworkList>, SandboxError> {
+        network::status(&self.inner).await
     }
 
     /// A sandbox as it is.

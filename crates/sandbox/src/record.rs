@@ -3,7 +3,9 @@
 //! daemon killed at any moment knows what may exist.
 
 use crate::spec::{ContainerSpec, Engine, SandboxSpec};
+use pod_network::NetworkRecord;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// State of a sandbox.
@@ -76,6 +78,8 @@ pub struct Stage {
 
 /// Names of the stages.
 pub mod stages {
+    /// The CNI plugins made the network, beside what does not need it.
+    pub const NETWORK: &str = "network";
     /// The scratch disk was copied from its template.
     pub const SCRATCH: &str = "scratch disk";
     /// The VMM process was started and took a connection.
@@ -104,6 +108,9 @@ pub mod stages {
 /// its undo stack: undone from the last to the first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
+    /// The network namespace and what the CNI plugins made; the record's `network`
+    /// says how far that has come.
+    Network,
     /// `<root>/pods/<id>` and what is in it.
     StateDir,
     /// `<run>/pods/<id>` and what is in it.
@@ -159,6 +166,12 @@ pub struct Sandbox {
     /// Process id of the engine's child (QEMU), 0 if there is none.
     #[serde(default)]
     pub engine_pid: u32,
+    /// Its network, until that is taken away.
+    #[serde(default)]
+    pub network: Option<NetworkRecord>,
+    /// Its addresses in the network, the first one first; none without one.
+    #[serde(default)]
+    pub pod_ips: Vec<IpAddr>,
     /// The undo stack.
     pub steps: Vec<Step>,
 }

@@ -9,7 +9,7 @@ use crate::record::{Container, ContainerState, Sandbox, SandboxState, Step, VmmI
 use crate::recorded::Recorded;
 use crate::registry::{ContainerEntry, Entry};
 use crate::vmm::{Process, Vmm};
-use crate::{Inner, container, death, orphans, remove, undo, watch};
+use crate::{Inner, container, death, network, orphans, remove, undo, watch};
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
@@ -35,6 +35,7 @@ pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<(), SandboxError> {
         }
     })
     .await;
+    network::sweep(inner).await;
     let known: BTreeSet<String> = inner.registry.list().iter().map(|e| e.id.clone()).collect();
     let config = &inner.config;
     orphans::sweep(&config.root, &config.run, &known, config.timeouts.vmm_exit).await;
@@ -111,6 +112,7 @@ async fn recover_sandbox(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), S
             Some(live) => {
                 entry.set_live(Some(Arc::clone(&live)));
                 watch::spawn_adopted(inner, entry, &live);
+                network::look(inner, entry).await;
                 recover_containers(inner, entry).await
             }
             None => {

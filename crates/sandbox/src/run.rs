@@ -5,11 +5,12 @@ use crate::clock::{Stopwatch, nanos, now_ns};
 use crate::error::SandboxError;
 use crate::guest::{GuestClient, GuestError};
 use crate::live::Live;
+use crate::network::Attached;
 use crate::record::{Sandbox, SandboxState, Stage, Step, VmmId, stages};
 use crate::registry::Entry;
 use crate::spec::SandboxSpec;
 use crate::vmm::{Vmm, open_append, open_read};
-use crate::{Inner, death, scratch, undo, vm_plan, watch};
+use crate::{Inner, death, name_files, network, scratch, undo, vm_plan, watch};
 use guest_api::proto::{client_message::Call, response};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -43,6 +44,8 @@ pub(crate) fn reserve(inner: &Arc<Inner>, spec: SandboxSpec) -> Result<Arc<Entry
         stages: Vec::new(),
         kernel_release: String::new(),
         engine_pid: 0,
+        network: None,
+        pod_ips: Vec::new(),
         steps: Vec::new(),
     };
     let entry = Arc::new(inner.sandbox_entry(&id, sandbox));
@@ -77,12 +80,13 @@ async fn try_make(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), SandboxE
         turn = inner.boots.acquire() => turn,
         error = cancelled(entry) => return Err(error),
     };
-    make_files(inner, entry).await?;
+    begin(inner, entry).await?;
+    // Neither is given up for the other: what is undone must have ended.
+    let (network, vmm) = tokio::join!(network::attach(inner, entry), make_vmm(inner, entry));
+    let (mut network, (live, clock)) = (network?, vmm?);
     check_cancelled(entry)?;
-    let clock = Stopwatch::start();
-    let live = start_vmm(inner, entry, &clock).await?;
     let events = watch::spawn(inner, entry, &live);
-    let booted = boot(inner, entry, &live).await?;
+    let booted = boot(inner, entry, &live, &mut network).await?;
     let (request, running) = (nanos(booted.request_ns), nanos(booted.running_ns));
     add_stages(
         entry,
@@ -102,7 +106,7 @@ async fn try_make(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), SandboxE
     // The watcher has the connection from here on, and makes another if it breaks.
     let _ = events.send(guest_events);
 
-    set_up(inner, entry, &live, &scratch).await?;
+    set_up(inner, entry, &live, &scratch, &network).await?;
     entry.record.update(|s| s.ready_at_ns = now_ns()).await?;
     inner
         .set_sandbox_state(entry, SandboxState::Ready, None)
@@ -149,14 +153,38 @@ async fn add_stages(
         .await
 }
 
+/// Records what is made first. The network is undone last: where a plugin cannot
+/// take it away, nothing else waits for that.
+async fn begin(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), SandboxError> {
+    let network = network::plan(inner, entry).await?;
+    entry
+        .record
+        .update(|sandbox| {
+            sandbox
+                .steps
+                .extend(network.is_some().then_some(Step::Network));
+            let files = [Step::StateDir, Step::RunDir, Step::Scratch];
+            sandbox.steps.extend(files);
+            sandbox.network = network;
+        })
+        .await
+}
+
+/// The files, then the VMM, and the time of its start.
+async fn make_vmm(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+) -> Result<(Arc<Live>, Stopwatch), SandboxError> {
+    make_files(inner, entry).await?;
+    check_cancelled(entry)?;
+    let clock = Stopwatch::start();
+    let live = start_vmm(inner, entry, &clock).await?;
+    Ok((live, clock))
+}
+
 /// The directories and the scratch disk.
 async fn make_files(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), SandboxError> {
     let paths = inner.config.paths(&entry.id);
-    let steps = [Step::StateDir, Step::RunDir, Step::Scratch];
-    entry
-        .record
-        .update(|sandbox| sandbox.steps.extend(steps))
-        .await?;
     let (state, run) = (paths.state.clone(), paths.run.clone());
     crate::blocking(&entry.id, move || {
         make_dir(&state).and_then(|()| make_dir(&run))
@@ -217,11 +245,14 @@ async fn boot(
     inner: &Arc<Inner>,
     entry: &Arc<Entry>,
     live: &Live,
+    network: &mut Attached,
 ) -> Result<BootResponse, SandboxError> {
     let config = &inner.config;
-    let request = entry
+    let mut request = entry
         .record
         .read(|s| vm_plan::boot_request(&s.spec, s.engine, config));
+    request.nics = network.devices();
+    let taps = network.take_taps();
     let (kernel, initramfs) = (config.kernel.clone(), config.initramfs.clone());
     let log = live.paths.kernel_log();
     let open = move || -> Result<_, SandboxError> {
@@ -232,7 +263,7 @@ async fn boot(
         ))
     };
     let (kernel, initramfs, log) = crate::blocking(&entry.id, open).await??;
-    let booted = live.vmm.boot(request, kernel, initramfs, log).await;
+    let booted = live.vmm.boot(request, kernel, initramfs, log, taps).await;
     let booted = live.or_death(booted).await?;
     // For people and measurements only: no fault if it cannot be had.
     if let Ok(state) = live.vmm.state().await {
@@ -313,15 +344,20 @@ async fn set_up(
     entry: &Arc<Entry>,
     live: &Live,
     scratch: &Extent,
+    network: &Attached,
 ) -> Result<(), SandboxError> {
     let clock = Stopwatch::start();
     let mut entropy = vec![0; ENTROPY];
     rustix::rand::getrandom(&mut entropy[..], rustix::rand::GetRandomFlags::empty())
         .map_err(|e| SandboxError::file("cannot read", "/dev/urandom", e.into()))?;
     let now = u64::try_from(now_ns()).unwrap_or(0);
-    let request = entry
+    let mut request = entry
         .record
-        .read(|s| vm_plan::setup(&s.spec, scratch, now, entropy));
+        .read(|s| vm_plan::setup(s, scratch, now, entropy));
+    request.nics = network.interfaces();
+    if request.resolv_conf.is_empty() {
+        request.resolv_conf = name_files::resolv_conf(&network.dns);
+    }
     let what = "set up the sandbox";
     let answer = tokio::select! {
         answer = live.call(what, Call::SetupSandbox(request), &inner.config.timeouts) => answer?,

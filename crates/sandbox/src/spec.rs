@@ -1,9 +1,11 @@
 //! What callers ask for: plain structs, shaped after the CRI's sandbox and
 //! container configurations without knowing their types.
 
+use pod_network::Capabilities;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// What runs the virtual machine.
@@ -82,10 +84,13 @@ pub struct SandboxSpec {
     /// Containers may mount directories and files of the host.
     #[serde(default)]
     pub shares: bool,
-    /// Text of /etc/hosts; empty: the image's own stays.
+    /// Interfaces besides the loopback; `None`: no others.
     #[serde(default)]
-    pub etc_hosts: String,
-    /// Text of /etc/resolv.conf; empty: the image's own stays.
+    pub network: Option<NetworkSpec>,
+    /// Names in /etc/hosts, besides the pod's own.
+    #[serde(default)]
+    pub host_aliases: Vec<HostAlias>,
+    /// Text of /etc/resolv.conf; empty: as the network says, else the image's own.
     #[serde(default)]
     pub resolv_conf: String,
     /// Limits of all containers together, inside the guest.
@@ -94,6 +99,24 @@ pub struct SandboxSpec {
     /// The caller's own record of its request; kept, not interpreted.
     #[serde(default)]
     pub caller_data: String,
+}
+
+/// What a sandbox wants of the node's network, which the CNI configuration
+/// describes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    /// Ports of the node, limits of rates, and what else plugins are told.
+    #[serde(default)]
+    pub capabilities: Capabilities,
+}
+
+/// Names of an address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostAlias {
+    /// The address.
+    pub ip: IpAddr,
+    /// Its names.
+    pub hostnames: Vec<String>,
 }
 
 /// A directory of the sandbox that its containers can mount.

@@ -7,7 +7,7 @@ use crate::live::Live;
 use crate::record::SandboxState;
 use crate::registry::{ContainerEntry, Entry};
 use crate::usage::{NetworkInterface, Usage, interfaces};
-use crate::vmm;
+use crate::{network, vmm};
 use guest_api::proto::{StatsRequest, StatsResponse, client_message::Call, response};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -25,7 +25,7 @@ pub struct SandboxStats {
     pub timestamp_ns: i64,
     /// All containers together; its file system is the scratch disk.
     pub usage: Usage,
-    /// The guest's interfaces.
+    /// The guest's interfaces; the host's own counters of its network.
     pub interfaces: Vec<NetworkInterface>,
     /// The guest as a whole.
     pub guest: GuestTotals,
@@ -67,21 +67,24 @@ pub(crate) async fn sandbox(inner: &Inner, entry: &Entry) -> Result<SandboxStats
         // Of one that is being made nobody would answer.
         return Err(entry.wrong_state(state, "Ready"));
     }
-    let (answer, host) = tokio::join!(ask(inner, &live, String::new()), measure(entry, &live));
-    let (answer, (host, scratch_bytes)) = (answer?, host?);
+    let (answer, host) = tokio::join!(
+        ask(inner, &live, String::new()),
+        measure(inner, entry, &live)
+    );
+    let (answer, measured) = (answer?, host?);
     let timestamp_ns = crate::clock::now_ns();
     let known: BTreeSet<String> = entry.containers().iter().map(|c| c.id.clone()).collect();
     Ok(SandboxStats {
         timestamp_ns,
         usage: answer.sandbox.map(Into::into).unwrap_or_default(),
-        interfaces: interfaces(answer.interfaces),
+        interfaces: with_measured(interfaces(answer.interfaces), measured.interfaces),
         guest: GuestTotals {
             memory_used: answer.guest_memory_used.min(answer.guest_memory_total),
             memory_total: answer.guest_memory_total,
             cpu_ns: answer.guest_cpu_ns,
         },
-        host,
-        scratch_bytes,
+        host: measured.host,
+        scratch_bytes: measured.scratch_bytes,
         containers: own(answer.containers, known)
             .map(|(container_id, usage)| ContainerStats {
                 container_id,
@@ -135,18 +138,41 @@ async fn ask(
     }
 }
 
-/// The VM's costs and the bytes of its scratch disk.
-async fn measure(entry: &Entry, live: &Arc<Live>) -> Result<(HostUsage, u64), SandboxError> {
+/// What the host sees of a VM, whatever its guest says.
+struct Measured {
+    host: HostUsage,
+    /// Bytes of the scratch disk.
+    scratch_bytes: u64,
+    /// Its network's.
+    interfaces: Vec<NetworkInterface>,
+}
+
+/// The guest's interfaces; those that the host knows too as the host counts them.
+fn with_measured(
+    told: Vec<NetworkInterface>,
+    measured: Vec<NetworkInterface>,
+) -> Vec<NetworkInterface> {
+    let known = |name: &str| measured.iter().any(|m| m.name == name);
+    let mut all: Vec<_> = told.into_iter().filter(|i| !known(&i.name)).collect();
+    all.extend(measured);
+    all
+}
+
+async fn measure(inner: &Inner, entry: &Entry, live: &Arc<Live>) -> Result<Measured, SandboxError> {
     let id = entry.id.clone();
     let vmm_pid = live.process.pid();
-    let engine_pid = entry.record.read(|s| s.engine_pid);
+    let (engine_pid, record) = entry.record.read(|s| (s.engine_pid, s.network.clone()));
+    let network = Arc::clone(&inner.network);
     let scratch = live.paths.scratch();
     crate::blocking(&entry.id, move || {
         let cgroup = vmm::cgroup(&id);
         let engine_pid = (engine_pid != 0).then_some(engine_pid);
         let host = vm_launcher::host_usage(vmm_pid, engine_pid, cgroup.as_ref());
-        let scratch = std::fs::metadata(scratch).map_or(0, |meta| meta.blocks() * STAT_BLOCK);
-        (host, scratch)
+        Measured {
+            host,
+            scratch_bytes: std::fs::metadata(scratch).map_or(0, |meta| meta.blocks() * STAT_BLOCK),
+            interfaces: record.map_or(Vec::new(), |record| network::counters(&network, &record)),
+        }
     })
     .await
 }

@@ -6,6 +6,7 @@ use crate::error::SandboxError;
 use crate::live::Live;
 use crate::record::SandboxState;
 use crate::registry::Entry;
+use crate::undo::{Keep, undo_sandbox};
 use guest_api::proto::{ShutdownRequest, client_message::Call};
 use std::sync::Arc;
 
@@ -23,18 +24,18 @@ pub(crate) async fn stop_locked(
     entry: &Arc<Entry>,
 ) -> Result<(), SandboxError> {
     entry.cancel.send_replace(true);
-    if entry.record.read(|s| s.state) != SandboxState::Ready {
-        return Ok(());
+    if entry.record.read(|s| s.state) == SandboxState::Ready {
+        if let Some(live) = entry.live() {
+            end_vm(inner, &live).await;
+        }
+        // The watcher records it, and frees what the VM used.
+        entry
+            .record
+            .wait_for(|s| s.state != SandboxState::Ready)
+            .await;
     }
-    if let Some(live) = entry.live() {
-        end_vm(inner, &live).await;
-    }
-    // The watcher records it.
-    entry
-        .record
-        .wait_for(|s| s.state != SandboxState::Ready)
-        .await;
-    Ok(())
+    // What could not be freed then: whoever stops a sandbox again tries it again.
+    undo_sandbox(inner, entry, Keep::Logs).await
 }
 
 async fn end_vm(inner: &Arc<Inner>, live: &Live) {

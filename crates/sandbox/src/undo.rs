@@ -6,7 +6,7 @@ use crate::container::undo_container_step;
 use crate::error::SandboxError;
 use crate::record::{NotReadyReason, SandboxState, Step};
 use crate::registry::Entry;
-use crate::{Inner, death, orphans};
+use crate::{Inner, death, network, orphans};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,7 +41,13 @@ pub(crate) async fn undo_sandbox(
         undo_step(inner, entry, step).await?;
         entry
             .record
-            .update(|sandbox| sandbox.steps.retain(|other| other != step))
+            .update(|sandbox| {
+                sandbox.steps.retain(|other| other != step);
+                if *step == Step::Network {
+                    sandbox.network = None;
+                    sandbox.pod_ips.clear();
+                }
+            })
             .await?;
     }
     Ok(())
@@ -54,6 +60,7 @@ async fn undo_step(
 ) -> Result<(), SandboxError> {
     let paths = inner.config.paths(&entry.id);
     match step {
+        Step::Network => network::remove(inner, entry).await,
         Step::StateDir => remove_dir(&entry.id, paths.state).await,
         Step::RunDir => remove_dir(&entry.id, paths.run).await,
         // Freeing the blocks of a large disk takes its time.

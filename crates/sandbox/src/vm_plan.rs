@@ -3,6 +3,8 @@
 
 use crate::config::{Config, MAX_ID, Paths};
 use crate::error::SandboxError;
+use crate::name_files;
+use crate::record::Sandbox;
 use crate::spec::{
     ContainerSpec, Engine, Medium, MountSource, MountSpec, PidNamespace, ProcessSpec, ResourceSpec,
     SandboxSpec,
@@ -63,6 +65,13 @@ pub(crate) fn check_sandbox(spec: &SandboxSpec, paths: &Paths) -> Result<(), San
     let names: BTreeSet<&str> = spec.volumes.iter().map(|v| v.name.as_str()).collect();
     if names.len() != spec.volumes.len() {
         return Err(invalid("volumes", "two volumes of one name"));
+    }
+    if !spec.host_aliases.iter().all(|alias| {
+        let is_word =
+            |name: &String| !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic());
+        alias.hostnames.iter().all(is_word)
+    }) {
+        return Err(invalid("host_aliases", "a name must be one word of ASCII"));
     }
     let request = boot(spec, Engine::Kvm, "", 0);
     vm_spec::check_boot(&request).map_err(|error| invalid("vm", error.to_string()))
@@ -165,11 +174,12 @@ pub(crate) fn disk_extent(extent: &Extent) -> guest::DiskExtent {
 
 /// What the agent is told of the sandbox.
 pub(crate) fn setup(
-    spec: &SandboxSpec,
+    sandbox: &Sandbox,
     scratch: &Extent,
     unix_time_ns: u64,
     entropy: Vec<u8>,
 ) -> guest::SetupSandboxRequest {
+    let spec = &sandbox.spec;
     guest::SetupSandboxRequest {
         sandbox_id: spec.id.clone(),
         hostname: spec.hostname.clone(),
@@ -192,7 +202,7 @@ pub(crate) fn setup(
                 size_limit: volume.size_limit,
             })
             .collect(),
-        etc_hosts: spec.etc_hosts.clone(),
+        etc_hosts: name_files::hosts(&spec.hostname, &sandbox.pod_ips, &spec.host_aliases),
         resolv_conf: spec.resolv_conf.clone(),
         resources: Some(resources(&spec.resources)),
         shares_tag: if spec.shares {
@@ -374,7 +384,8 @@ pub(crate) mod tests {
                 size_limit: 1,
             }],
             shares: false,
-            etc_hosts: String::new(),
+            network: None,
+            host_aliases: Vec::new(),
             resolv_conf: String::new(),
             resources: Default::default(),
             caller_data: String::new(),
@@ -435,6 +446,13 @@ pub(crate) mod tests {
         assert_eq!(with(|s| s.memory_mib = 1), "vm");
         assert_eq!(with(|s| s.scratch_mib = Some(1)), "scratch_mib");
         assert_eq!(with(|s| s.volumes.push(s.volumes[0].clone())), "volumes");
+        let smuggled = |s: &mut SandboxSpec| {
+            s.host_aliases.push(crate::HostAlias {
+                ip: [10, 0, 0, 1].into(),
+                hostnames: vec!["a\n10.0.0.2 b".into()],
+            });
+        };
+        assert_eq!(with(smuggled), "host_aliases");
     }
 
     #[test]

@@ -120,9 +120,11 @@ impl Vmm {
         kernel: File,
         initramfs: File,
         log: File,
+        taps: Vec<OwnedFd>,
     ) -> Result<BootResponse, SandboxError> {
         self.call("boot", move |vmm| {
-            vmm.boot(&request, kernel.as_fd(), initramfs.as_fd(), log.as_fd())
+            let taps: Vec<_> = taps.iter().map(OwnedFd::as_fd).collect();
+            vmm.boot_on_network(&request, &kernel, &initramfs, &log, &taps)
         })
         .await
     }

@@ -6,6 +6,7 @@ mod info;
 mod inspect;
 mod list;
 mod logs;
+mod network;
 mod output;
 mod run;
 mod stop;
@@ -61,8 +62,11 @@ pub(crate) enum EngineArg {
 enum Command {
     /// Run the node's daemon
     Serve(Box<serve::Args>),
-    /// Show the daemon, its engine and why it chose that one
+    /// Show the daemon, its network, its engine and why it chose that one
     Info,
+    /// Give a node without a network one
+    #[command(subcommand)]
+    Network(network::Command),
     /// Run the pod of a manifest, and follow its output to its end
     Run(run::Args),
     /// List pods
@@ -102,6 +106,10 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         serve::run(cli.run, *args)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Network(command) = cli.command {
+        network::run(command)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
@@ -125,7 +133,7 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Import(args) => images::import(daemon, args, output).await?,
         Command::Rmi(args) => images::remove(daemon, args).await?,
         // Dispatched before: they need no daemon.
-        Command::Serve(_) | Command::Completions { .. } => {}
+        Command::Serve(_) | Command::Network(_) | Command::Completions { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,10 @@
 mod cri;
 mod engine;
 mod guest;
+mod network;
 mod socket;
+
+pub(crate) use network::CniDirs;
 
 use crate::cli::EngineArg;
 use anyhow::Context;
@@ -60,6 +63,8 @@ pub(crate) struct Args {
     /// Socket of the Kubernetes CRI [default: unix://<run>/cri.sock]
     #[arg(long)]
     listen: Option<String>,
+    #[command(flatten)]
+    network: network::NetworkArgs,
     /// How long a guest may take from its boot to its agent's greeting
     #[arg(long, value_parser = humantime::parse_duration, default_value = "120s")]
     agent_timeout: Duration,
@@ -106,6 +111,7 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
         Some(address) => socket::path_of(address)?,
         None => run.join("cri.sock"),
     };
+    let network = args.network.wanted();
     let cri_config = cri::config(&args, &engines, &root, &run);
 
     let config = image_store::Config {
@@ -127,9 +133,11 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     );
     config.extra_cmdline = args.kernel_args;
     config.timeouts.agent_ready = args.agent_timeout;
+    args.network.apply(&mut config);
     let sandboxes = Sandboxes::open(config, &state, images.clone()).await?;
     let mut config = pod_engine::Config::new(&root);
     config.restart_backoff.base = args.restart_backoff;
+    config.network = network;
     let pods = PodEngine::open(sandboxes.clone(), images.clone(), &state, config).await?;
 
     let facts = Facts {
@@ -141,6 +149,8 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
         engine_reason: engines.reason.clone(),
         engines: engines.infos,
         images: images.clone(),
+        network,
+        sandboxes: sandboxes.clone(),
     };
     let spool = root.join("spool");
     std::fs::create_dir_all(&spool)?;

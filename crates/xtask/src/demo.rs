@@ -68,7 +68,7 @@ impl Daemon {
         let log = dir.join("serve.log");
         let mut child = Command::new(spherule)
             .arg("serve")
-            .args(["--engine", engine, "--root"])
+            .args(["--engine", engine, "--network", "none", "--root"])
             .arg(dir.join("root"))
             .arg("--run")
             .arg(&run)

@@ -54,6 +54,8 @@ fn sandbox(privileged: bool) -> CriSandbox {
         stages: Vec::new(),
         kernel_release: String::new(),
         engine_pid: 0,
+        network: None,
+        pod_ips: Vec::new(),
         steps: Vec::new(),
     };
     CriSandbox::new(sandbox).unwrap().unwrap()

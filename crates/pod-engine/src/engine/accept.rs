@@ -61,6 +61,7 @@ pub(super) fn new_record(
                 memory_mib: size.memory_mib,
                 vmm_pid: 0,
             }),
+            pod_ips: Vec::new(),
             stages: Vec::new(),
             manifest: text,
         },

@@ -32,6 +32,7 @@ fn record(inits: usize, mains: usize) -> PodRecord {
             init_containers: statuses(inits, "i"),
             containers: statuses(mains, "c"),
             vm: None,
+            pod_ips: Vec::new(),
             stages: Vec::new(),
             manifest: String::new(),
         },

@@ -36,7 +36,7 @@ fn field(field: impl Into<String>, problem: &'static str) -> ListError {
 }
 
 /// A network: plugins that run one after the other.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkList {
     /// The network's name.
     pub name: String,
@@ -53,7 +53,7 @@ pub struct NetworkList {
 }
 
 /// The configuration of one plugin, as the file has it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PluginConf {
     pub(crate) conf: Map<String, Value>,

@@ -97,7 +97,7 @@ pub struct IpRange {
 
 /// What a plugin gets as `runtimeConfig` where its configuration declares the
 /// capability (CONVENTIONS.md of containernetworking/cni).
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
     /// `portMappings`
     #[serde(default)]

@@ -2,8 +2,9 @@
 
 use super::others::Others;
 use image_store::ImageStore;
-use pod_api::v1::{Engine, EngineInfo, InfoResponse};
+use pod_api::v1::{Engine, EngineInfo, InfoResponse, NetworkInfo};
 use pod_engine::PodEngine;
+use sandbox::Sandboxes;
 use std::collections::BTreeMap;
 use tonic::Status;
 
@@ -25,6 +26,10 @@ pub struct Facts {
     pub engines: Vec<EngineInfo>,
     /// Counted at each call.
     pub images: ImageStore,
+    /// Pods get the node's network.
+    pub network: bool,
+    /// Asked for it at each call.
+    pub sandboxes: Sandboxes,
 }
 
 impl Facts {
@@ -44,7 +49,25 @@ impl Facts {
         }
     }
 
-    pub(crate) fn answer(&self, engine: &PodEngine, others: &Others) -> InfoResponse {
+    async fn network(&self) -> NetworkInfo {
+        let (ready, name, message) = if !self.network {
+            let message = "pods have their loopback only (spherule serve --network none)";
+            (true, String::new(), message.to_owned())
+        } else {
+            match self.sandboxes.network_status().await {
+                Ok(list) => (true, list.name.clone(), String::new()),
+                Err(error) => (false, String::new(), sandbox::chain(&error)),
+            }
+        };
+        NetworkInfo {
+            ready,
+            name,
+            message,
+        }
+    }
+
+    pub(crate) async fn answer(&self, engine: &PodEngine, others: &Others) -> InfoResponse {
+        let network = self.network().await;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         InfoResponse {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -55,6 +78,7 @@ impl Facts {
             engines: self.engines.clone(),
             kernel: self.kernel.clone(),
             pods: count(engine.list(&BTreeMap::new()).len() + others.count()),
+            network: Some(network),
             cri_socket: self.cri_socket.clone(),
             images: count(self.images.list().map_or(0, |images| images.len())),
         }

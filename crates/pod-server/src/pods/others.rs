@@ -173,6 +173,7 @@ impl Others {
             }),
             stages: sandbox.stages.iter().map(stage).collect(),
             manifest: String::new(),
+            pod_ips: sandbox.pod_ips.iter().map(ToString::to_string).collect(),
         }
     }
 }

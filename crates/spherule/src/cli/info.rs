@@ -24,6 +24,13 @@ pub(crate) async fn run(mut daemon: Daemon, how: Output) -> anyhow::Result<()> {
     output::print(format!("Kernel:   {}", info.kernel))?;
     output::print(format!("Pods:     {}", info.pods))?;
     output::print(format!("Images:   {}", info.images))?;
+    let network = info.network.unwrap_or_default();
+    let network = match (network.ready, network.name.as_str()) {
+        (true, "") => network.message,
+        (true, name) => name.to_owned(),
+        (false, _) => format!("not ready: {}", network.message),
+    };
+    output::print(format!("Network:  {network}"))?;
     output::print(format!("Engine:   {engine} ({})", info.engine_reason))?;
     for e in &info.engines {
         let name = output::word(e.engine().as_str_name(), "ENGINE_").to_lowercase();

@@ -50,6 +50,7 @@ pub(crate) async fn run(mut daemon: Daemon, args: Args, how: Output) -> anyhow::
         "READY",
         "STATUS",
         "RESTARTS",
+        "IP",
         "ENGINE",
         "CREATED",
     ];
@@ -76,6 +77,7 @@ fn row(pod: &Pod) -> Vec<String> {
         format!("{running}/{}", pod.containers.len()),
         status(pod),
         restarts.to_string(),
+        pod.pod_ips.first().cloned().unwrap_or_else(|| "-".into()),
         output::word(pod.engine().as_str_name(), "ENGINE_").to_lowercase(),
         output::age(pod.created_at_ns),
     ]

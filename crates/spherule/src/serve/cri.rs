@@ -32,6 +32,7 @@ pub(crate) fn services(
 /// What the CRI server is told of the node.
 pub(crate) fn config(args: &Args, engines: &Engines, root: &Path, run: &Path) -> Config {
     let mut config = Config::new(env!("CARGO_PKG_VERSION"), host_memory_mib());
+    config.network = args.network.wanted();
     let known: Vec<_> = engines
         .infos
         .iter()
