@@ -67,6 +67,7 @@ fn main() -> ExitCode {
         trials("cri_refusals", cri_refusals::TESTS, no_engine),
         trials("network", network::TESTS, &no_network),
         trials("shares", shares::TESTS, no_engine),
+        trials("shares", shares::MOUNTS, &no_disk),
         trials("cri_images", cri_images::TESTS, &no_registry),
         trials("registry", registry::TESTS, &no_registry),
         trials("full_disk", full_disk::TESTS, &no_disk),

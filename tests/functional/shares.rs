@@ -3,18 +3,25 @@
 use crate::Test;
 use anyhow::ensure;
 use cri_api::v1;
-use spherule_tests::Daemon;
 use spherule_tests::cri::{Cri, container_config, refused, sandbox_config};
+use spherule_tests::{Daemon, DaemonOptions};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Command;
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = &[
     ("mounts_work_and_outlive_the_daemon", restart),
     ("what_cannot_be_shared_is_refused", refusals),
 ];
+
+/// Where mounts can be made for a daemon.
+pub(crate) const MOUNTS: &[Test] = &[(
+    "read_only_and_new_mounts_reach_as_far_as_asked",
+    mounts_beneath,
+)];
 
 fn mount(host: &Path, container: &str, readonly: bool) -> v1::Mount {
     v1::Mount {
@@ -115,4 +122,75 @@ fn refusals() -> anyhow::Result<()> {
     let answer = refused(made, Code::InvalidArgument, &["a socket"]);
     cri.remove_pod(&pod)?;
     answer
+}
+
+/// Mounts of the host beneath what is shared, there from the start and later.
+fn mounts_beneath() -> anyhow::Result<()> {
+    let daemon = Daemon::with(DaemonOptions {
+        prepare: Some("mkdir -p $d/v/old $d/v/new; mount -t tmpfs old $d/v/old".into()),
+        ..DaemonOptions::default()
+    })?;
+    let volume = daemon.dir().join("v");
+    let logs = tempfile::tempdir()?;
+    let sandbox = sandbox_config("beneath", logs.path());
+    let cri = Cri::connect(&daemon)?;
+    let pod = cri.run(&sandbox)?;
+    let with = |container: &str, readonly, recursive_read_only, live| v1::Mount {
+        recursive_read_only,
+        propagation: if live {
+            v1::MountPropagation::PropagationHostToContainer.into()
+        } else {
+            v1::MountPropagation::PropagationPrivate.into()
+        },
+        ..mount(&volume, container, readonly)
+    };
+    let mounts = vec![
+        with("/rw", false, false, false),
+        with("/ro", true, false, false),
+        with("/rro", true, true, false),
+        with("/live", false, false, true),
+        with("/ro-live", true, false, true),
+    ];
+    let container = cri.create(&pod, config("c", mounts), &sandbox)?;
+    cri.start(&container)?;
+    let mut mount = Command::new("nsenter");
+    mount.args([
+        "-t",
+        &daemon.pid().to_string(),
+        "-m",
+        "mount",
+        "-t",
+        "tmpfs",
+    ]);
+    ensure!(mount.arg("new").arg(volume.join("new")).status()?.success());
+
+    let can_write = |dir: &str| {
+        let script = ["sh", "-c", &format!("echo x >{dir}/f && rm {dir}/f")];
+        Ok::<_, anyhow::Error>(cri.exec(&container, &script)?.exit_code == 0)
+    };
+    for (dir, writable) in [
+        ("/rw", true),
+        ("/rw/old", true),
+        ("/ro", false),
+        ("/ro/old", true),
+        ("/ro/new", false),
+        ("/rro", false),
+        ("/rro/old", false),
+        ("/live", true),
+        ("/live/new", true),
+        ("/ro-live", false),
+        ("/ro-live/old", true),
+        ("/ro-live/new", true),
+    ] {
+        ensure!(can_write(dir)? == writable, "{dir}: not {writable}");
+    }
+    out(
+        &cri,
+        &container,
+        "echo new >/live/new/seen && echo old >/rw/new/seen",
+    )?;
+    let seen = "cat /rw/new/seen /ro/new/seen /ro-live/new/seen /live/new/seen";
+    ensure!(out(&cri, &container, seen)? == "old\nold\nnew\nnew\n");
+    cri.remove_pod(&pod)?;
+    Ok(())
 }

@@ -5,7 +5,7 @@
 
 use crate::error::CriError;
 use cri_api::v1::{Device, Mount, MountPropagation};
-use sandbox::{DeviceSpec, MountSource, MountSpec};
+use sandbox::{DeviceSpec, HostMount, MountSource, MountSpec};
 use std::path::{Component, Path, PathBuf};
 
 fn field(index: usize, name: &str) -> String {
@@ -60,10 +60,11 @@ fn one(index: usize, mount: &Mount) -> Result<MountSpec, CriError> {
         }
         absolute(&field(index, "host_path"), &mount.host_path)?;
         return Ok(MountSpec {
-            source: MountSource::Host {
+            source: MountSource::Host(HostMount {
                 path: PathBuf::from(&mount.host_path),
                 host_to_container: propagation == MountPropagation::PropagationHostToContainer,
-            },
+                recursive_read_only: mount.recursive_read_only,
+            }),
             sub_path: String::new(),
             destination: mount.container_path.clone(),
             read_only: mount.readonly,
@@ -220,10 +221,11 @@ mod tests {
         let got = convert(&both).unwrap();
         assert_eq!(
             got[0].source,
-            MountSource::Host {
+            MountSource::Host(HostMount {
                 path: "/srv".into(),
-                host_to_container: true
-            }
+                host_to_container: true,
+                recursive_read_only: false,
+            })
         );
         assert!(got[0].read_only);
         assert_eq!(got[1].source, MountSource::Image("vol".into()));
@@ -284,7 +286,10 @@ mod tests {
             propagation,
             ..host()
         };
-        assert!(convert(&[with(0)]).is_ok());
+        let MountSource::Host(made) = &convert(&[with(0)]).unwrap()[0].source else {
+            panic!("no mount of the host");
+        };
+        assert!(made.recursive_read_only);
         assert!(refused(with(1)).contains("PROPAGATION_PRIVATE"));
     }
 

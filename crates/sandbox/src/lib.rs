@@ -39,6 +39,7 @@ mod exec;
 mod guest;
 mod images;
 mod live;
+mod mounts_beneath;
 mod name_files;
 mod network;
 mod orphans;
@@ -72,8 +73,9 @@ pub use record::{
     VmmId, stages,
 };
 pub use spec::{
-    ContainerSpec, DeviceSpec, Engine, HostAlias, Medium, MountSource, MountSpec, NetworkSpec,
-    PathRules, PidNamespace, ProcessSpec, ResourceSpec, RlimitSpec, SandboxSpec, VolumeSpec,
+    ContainerSpec, DeviceSpec, Engine, HostAlias, HostMount, Medium, MountSource, MountSpec,
+    NetworkSpec, PathRules, PidNamespace, ProcessSpec, ResourceSpec, RlimitSpec, SandboxSpec,
+    VolumeSpec,
 };
 
 pub use stats::{ContainerStats, GuestTotals, SandboxStats};

@@ -8,54 +8,54 @@
 
 use crate::error::SandboxError;
 use crate::live::Live;
-use crate::private_mount;
 use crate::record::Step;
 use crate::registry::{ContainerEntry, Entry};
+use crate::spec::HostMount;
+use crate::vm_plan::Mounted;
+use crate::{mounts_beneath, private_mount};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use vm_spec::proto::Share;
 
 /// A resolved path.
 #[derive(Debug)]
 struct Resolved {
-    name: String,
+    share: Share,
     fd: OwnedFd,
 }
 
-/// Whether what the host mounts below a path later is seen in the VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Propagation {
-    Private,
-    HostToContainer,
-}
-
-/// Puts what a mount names into the VM, for this container; returns its name in
-/// the root of the virtio-fs device. Writable once one mount of it is.
+/// Puts what a mount names into the VM, for this container. A share is writable
+/// once one mount of it is; mounts of it that are not are read-only in the guest.
 pub(crate) async fn attach(
     entry: &Entry,
     item: &ContainerEntry,
     live: &Live,
-    path: &Path,
-    propagation: Propagation,
+    mount: &HostMount,
     read_only: bool,
-) -> Result<String, SandboxError> {
-    let path = path.to_owned();
-    let shown = path.display().to_string();
+) -> Result<Mounted, SandboxError> {
+    let wanted = mount.clone();
+    let shown = mount.path.display().to_string();
     // A path may lie on a file system that hangs.
-    let resolved = tokio::task::spawn_blocking(move || resolve(&path, propagation)).await;
-    let Resolved { name, fd } = resolved.map_err(|_| SandboxError::TaskDied(shown))??;
+    let resolved = tokio::task::spawn_blocking(move || resolve(&wanted, read_only)).await;
+    let Resolved { mut share, fd } = resolved.map_err(|_| SandboxError::TaskDied(shown))??;
+    let mounted = Mounted::Share {
+        name: share.name.clone(),
+        read_only: read_only && !share.writable_beneath,
+    };
     let mut shares = entry.shares.lock().await;
-    let known = shares.get(&name).copied();
+    let known = shares.get(&share.name).copied();
     item.record
-        .update(|c| c.add_step(Step::Share(name.clone())))
+        .update(|c| c.add_step(Step::Share(share.name.clone())))
         .await?;
-    let read_only = read_only && known.unwrap_or(true);
-    if known != Some(read_only) {
-        live.vmm.attach_share(&name, read_only, fd).await?;
-        shares.insert(name.clone(), read_only);
+    share.read_only &= known.unwrap_or(true);
+    if known != Some(share.read_only) {
+        let (name, read_only) = (share.name.clone(), share.read_only);
+        live.vmm.attach_share(share, fd).await?;
+        shares.insert(name, read_only);
     }
-    Ok(name)
+    Ok(mounted)
 }
 
 /// Takes a share from the VM unless another container has it.
@@ -77,9 +77,10 @@ pub(crate) async fn detach(
     Ok(())
 }
 
-/// Opens what the host has at `path`, made as a directory if there is nothing,
-/// as container runtimes do.
-fn resolve(path: &Path, propagation: Propagation) -> Result<Resolved, SandboxError> {
+/// Opens what the host has at a mount's path, made as a directory if there is
+/// nothing, as container runtimes do.
+fn resolve(mount: &HostMount, read_only: bool) -> Result<Resolved, SandboxError> {
+    let path = mount.path.as_path();
     let fd = match open(path) {
         Err(Errno::NOENT) => {
             std::fs::create_dir_all(path)
@@ -96,21 +97,35 @@ fn resolve(path: &Path, propagation: Propagation) -> Result<Resolved, SandboxErr
         FileType::Directory | FileType::RegularFile => {}
         other => return Err(not_shareable(path, other)),
     }
-    let (kind, fd) = match propagation {
-        Propagation::Private => {
-            let copy = private_mount::copy(&fd);
-            (
-                "",
-                copy.map_err(|e| SandboxError::file("cannot mount", path, e.into()))?,
-            )
-        }
-        Propagation::HostToContainer => ("-live", fd),
-    };
+    // In the guest a share is one mount, read-only as a whole or not at all. So
+    // the host's end keeps the top alone read-only, in a share of its own. Files
+    // of two shares are two files in the guest (mappings, locks): hence only
+    // where it makes a difference.
+    let writable_beneath = read_only
+        && !mount.recursive_read_only
+        && (mount.host_to_container
+            || mounts_beneath::any(fd.as_fd(), stat.stx_mnt_id)
+                .map_err(|e| SandboxError::file("cannot list the mounts below", path, e))?);
     let name = format!(
-        "{:x}.{:x}-{:x}-{:x}{kind}",
-        stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino, stat.stx_mnt_id
+        "{:x}.{:x}-{:x}-{:x}{}{}",
+        stat.stx_dev_major,
+        stat.stx_dev_minor,
+        stat.stx_ino,
+        stat.stx_mnt_id,
+        if mount.host_to_container { "-live" } else { "" },
+        if writable_beneath { "-top" } else { "" },
     );
-    Ok(Resolved { name, fd })
+    let fd = if mount.host_to_container {
+        fd
+    } else {
+        private_mount::copy(&fd).map_err(|e| SandboxError::file("cannot mount", path, e.into()))?
+    };
+    let share = Share {
+        name,
+        read_only,
+        writable_beneath,
+    };
+    Ok(Resolved { share, fd })
 }
 
 fn open(path: &Path) -> Result<OwnedFd, Errno> {
@@ -153,13 +168,37 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
 
+    fn live(path: &Path) -> HostMount {
+        HostMount {
+            path: path.to_owned(),
+            host_to_container: true,
+            recursive_read_only: false,
+        }
+    }
+
+    #[test]
+    fn what_is_read_only_without_its_mounts_is_a_share_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = live(dir.path());
+        let writable = resolve(&mount, false).unwrap().share;
+        assert!(!writable.read_only && !writable.writable_beneath);
+        // Something may be mounted later.
+        let top = resolve(&mount, true).unwrap().share;
+        assert!(top.read_only && top.writable_beneath);
+        assert_ne!(top.name, writable.name);
+        mount.recursive_read_only = true;
+        let all = resolve(&mount, true).unwrap().share;
+        assert!(all.read_only && !all.writable_beneath);
+        assert_eq!(all.name, writable.name);
+    }
+
     #[test]
     fn a_link_and_its_target_are_one_share() {
         let dir = tempfile::tempdir().unwrap();
         let (target, link) = (dir.path().join("d"), dir.path().join("l"));
         std::fs::create_dir(&target).unwrap();
         symlink(&target, &link).unwrap();
-        let name = |path: &Path| resolve(path, Propagation::HostToContainer).unwrap().name;
+        let name = |path: &Path| resolve(&live(path), false).unwrap().share.name;
         assert_eq!(name(&target), name(&link));
         assert_ne!(name(&target), name(dir.path()));
     }
@@ -167,13 +206,11 @@ mod tests {
     #[test]
     fn a_missing_directory_is_made_and_a_socket_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        resolve(&dir.path().join("a/b"), Propagation::HostToContainer).unwrap();
+        resolve(&live(&dir.path().join("a/b")), false).unwrap();
         assert!(dir.path().join("a/b").is_dir());
         let socket = dir.path().join("s");
         let _listener = UnixListener::bind(&socket).unwrap();
-        let error = resolve(&socket, Propagation::Private)
-            .unwrap_err()
-            .to_string();
+        let error = resolve(&live(&socket), false).unwrap_err().to_string();
         assert!(error.contains("a socket"), "{error}");
     }
 }

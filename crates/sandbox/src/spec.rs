@@ -282,12 +282,19 @@ pub enum MountSource {
     /// A local image, by any of its names; always read-only.
     Image(String),
     /// A file or directory of the host.
-    Host {
-        /// Absolute; links are followed once, when the container is made.
-        path: PathBuf,
-        /// What the host mounts below it later is seen, too.
-        host_to_container: bool,
-    },
+    Host(HostMount),
+}
+
+/// A mount of a file or directory of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMount {
+    /// Absolute; links are followed once, when the container is made.
+    pub path: PathBuf,
+    /// What the host mounts below it later is seen, too.
+    pub host_to_container: bool,
+    /// Where the mount is read-only, what is mounted below is, too.
+    #[serde(default)]
+    pub recursive_read_only: bool,
 }
 
 /// A mount of a container.

@@ -6,8 +6,8 @@ use crate::error::SandboxError;
 use crate::name_files;
 use crate::record::Sandbox;
 use crate::spec::{
-    ContainerSpec, Engine, Medium, MountSource, MountSpec, PidNamespace, ProcessSpec, ResourceSpec,
-    SandboxSpec,
+    ContainerSpec, Engine, HostMount, Medium, MountSource, MountSpec, PidNamespace, ProcessSpec,
+    ResourceSpec, SandboxSpec,
 };
 use guest_api::proto as guest;
 use std::collections::BTreeSet;
@@ -103,14 +103,14 @@ pub(crate) fn check_container(
                 let message = format!("the sandbox has no volume {name:?}");
                 return Err(invalid("mounts", message));
             }
-            MountSource::Host { path, .. } if !sandbox.shares => {
+            MountSource::Host(HostMount { path, .. }) if !sandbox.shares => {
                 let message = format!(
                     "{}: the sandbox was made without a device for host directories",
                     path.display()
                 );
                 return Err(invalid("mounts", message));
             }
-            MountSource::Host { path, .. } => crate::shares::check_path(path)?,
+            MountSource::Host(host) => crate::shares::check_path(&host.path)?,
             MountSource::Volume(_) | MountSource::Image(_) => {}
         }
         if !mount.destination.starts_with('/') {
@@ -221,8 +221,13 @@ pub(crate) enum Mounted {
     Volume,
     /// An image.
     Image(Extent),
-    /// A directory or file of the host, by the share's name.
-    Share(String),
+    /// A directory or file of the host.
+    Share {
+        /// The share's name.
+        name: String,
+        /// Mounted read-only in the guest.
+        read_only: bool,
+    },
 }
 
 /// What the agent is told of a container; `mounted` are its mounts' sources.
@@ -272,16 +277,16 @@ fn mount(spec: &MountSpec, mounted: &Mounted) -> guest::Mount {
     if let MountSource::Volume(name) = &spec.source {
         mount.volume.clone_from(name);
     }
-    if let MountSource::Host {
-        host_to_container, ..
-    } = spec.source
-    {
-        mount.host_to_container = host_to_container;
+    if let MountSource::Host(host) = &spec.source {
+        mount.host_to_container = host.host_to_container;
     }
     match mounted {
         Mounted::Volume => {}
         Mounted::Image(extent) => mount.image = Some(disk_extent(extent)),
-        Mounted::Share(name) => mount.share.clone_from(name),
+        Mounted::Share { name, read_only } => {
+            mount.share.clone_from(name);
+            mount.read_only = *read_only;
+        }
     }
     mount
 }

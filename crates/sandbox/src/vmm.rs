@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use vm_launcher::{Cgroup, ClientError, Launcher, VmmClient, VmmProcess};
-use vm_spec::proto::{Bay, BootRequest, BootResponse, Extent, LogStatus, StateResponse};
+use vm_spec::proto::{Bay, BootRequest, BootResponse, Extent, LogStatus, Share, StateResponse};
 
 /// File name of the VMM's program.
 pub(crate) const PROGRAM: &str = "spherule-vmm";
@@ -158,13 +158,11 @@ impl Vmm {
 
     pub(crate) async fn attach_share(
         &self,
-        name: &str,
-        read_only: bool,
+        share: Share,
         root: OwnedFd,
     ) -> Result<(), SandboxError> {
-        let name = name.to_owned();
         self.call("share a directory", move |vmm| {
-            vmm.attach_share(&name, read_only, root.as_fd())
+            vmm.attach_share(share, root.as_fd())
         })
         .await
     }

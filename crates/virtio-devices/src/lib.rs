@@ -28,7 +28,7 @@ mod hostile_tests;
 pub use block::{BayError, BayHandle, DiskBay, Extent, NamedExtent};
 pub use console::Console;
 pub use device::{DeviceError, Queues, VirtQueue, VirtioDevice};
-pub use fs::{Fs, FsHandle, FsLimits, NamedShare, ShareError};
+pub use fs::{Fs, FsHandle, FsLimits, NamedShare, ShareAccess, ShareError};
 pub use net::{MAX_QUEUE_PAIRS, Net, NetCounters, NetError, NetHandle, NetSettings};
 pub use rng::Rng;
 pub use vsock::Vsock;

@@ -205,23 +205,13 @@ impl VmmClient {
 
     /// Shares a directory or regular file (a descriptor that may be O_PATH) with
     /// the guest, in the root of its virtio-fs device. Of the same file under
-    /// the same name: changes whether it is read-only.
+    /// the same name: changes the access to it.
     ///
     /// # Errors
     /// If the VM has no such device, the name is taken, or the descriptor is of
     /// something else.
-    pub fn attach_share(
-        &mut self,
-        name: &str,
-        read_only: bool,
-        root: impl AsFd,
-    ) -> Result<(), ClientError> {
-        let request = AttachShareRequest {
-            share: Some(Share {
-                name: name.to_owned(),
-                read_only,
-            }),
-        };
+    pub fn attach_share(&mut self, share: Share, root: impl AsFd) -> Result<(), ClientError> {
+        let request = AttachShareRequest { share: Some(share) };
         match self.call(Call::AttachShare(request), &[root.as_fd()], CALL_TIMEOUT)? {
             Outcome::AttachShare(_) => Ok(()),
             _ => Err(ClientError::Unexpected("AttachShare")),

@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use virtio_devices::{BayError, BayHandle, FsHandle, ShareError};
+use virtio_devices::{BayError, BayHandle, FsHandle, ShareAccess, ShareError};
 use vm_spec::proto::{
     Bay, BootRequest, BootResponse, Extent, NicStatus, Share, StateResponse, VmExit, VmState,
     vm_exit::Reason,
@@ -340,7 +340,12 @@ impl Lifecycle {
     /// Shares a directory or file with the guest.
     pub(crate) fn attach_share(&self, share: &Share, root: OwnedFd) -> Result<(), CallError> {
         let shares = self.with_vm(|booted| booted.share_handle())?;
-        Ok(shares.attach(&share.name, root, share.read_only)?)
+        let access = match (share.read_only, share.writable_beneath) {
+            (false, _) => ShareAccess::Writable,
+            (true, false) => ShareAccess::ReadOnly,
+            (true, true) => ShareAccess::WritableBeneath,
+        };
+        Ok(shares.attach(&share.name, root, access)?)
     }
 
     /// Takes a share away.
@@ -361,7 +366,8 @@ impl Booted {
         shares
             .map(|share| Share {
                 name: share.name,
-                read_only: share.read_only,
+                read_only: share.access != ShareAccess::Writable,
+                writable_beneath: share.access == ShareAccess::WritableBeneath,
             })
             .collect()
     }

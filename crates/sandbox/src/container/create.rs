@@ -6,7 +6,6 @@ use crate::live::Live;
 use crate::record::{Container, ContainerState, SandboxState, Stage, Step, UserIds, stages};
 use crate::recorded::Recorded;
 use crate::registry::{ContainerEntry, Entry};
-use crate::shares::Propagation;
 use crate::spec::{ContainerSpec, MountSource};
 use crate::vm_plan::Mounted;
 use crate::{Inner, container, shares, vm_plan};
@@ -89,18 +88,8 @@ async fn try_create(
             MountSource::Image(name) => {
                 Mounted::Image(use_image(inner, entry, item, &live, name).await?.1)
             }
-            MountSource::Host {
-                path,
-                host_to_container,
-            } => {
-                let propagation = match host_to_container {
-                    true => Propagation::HostToContainer,
-                    false => Propagation::Private,
-                };
-                let read_only = mount.read_only;
-                Mounted::Share(
-                    shares::attach(entry, item, &live, path, propagation, read_only).await?,
-                )
+            MountSource::Host(host) => {
+                shares::attach(entry, item, &live, host, mount.read_only).await?
             }
             MountSource::Volume(_) => Mounted::Volume,
         });

@@ -1,7 +1,7 @@
 //! Directories and files of the host in containers.
 
 use crate::node::{Node, PATIENCE};
-use sandbox::{ContainerSpec, MountSource, MountSpec, SandboxError};
+use sandbox::{ContainerSpec, HostMount, MountSource, MountSpec, SandboxError};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -12,10 +12,11 @@ const SWAPS: u32 = 30;
 
 fn host(path: &Path, destination: &str, read_only: bool) -> MountSpec {
     MountSpec {
-        source: MountSource::Host {
+        source: MountSource::Host(HostMount {
             path: path.to_owned(),
             host_to_container: false,
-        },
+            recursive_read_only: false,
+        }),
         sub_path: String::new(),
         destination: destination.to_owned(),
         read_only,

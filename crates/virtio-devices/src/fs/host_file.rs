@@ -25,7 +25,7 @@ pub(super) struct Key {
     pub(super) ino: u64,
     /// The mount that it was reached by: with it go the mount's flags and what
     /// is mounted below.
-    mount: u64,
+    pub(super) mount: u64,
 }
 
 impl Key {

@@ -40,4 +40,4 @@ mod tests;
 
 pub use device::Fs;
 pub use share::{FsHandle, NamedShare, ShareError};
-pub use table::FsLimits;
+pub use table::{FsLimits, ShareAccess};

@@ -175,10 +175,11 @@ impl Server {
 
 /// Refuses changes where the share is read-only.
 pub(super) fn check_writable(node: &Node) -> Result<(), Errno> {
-    if node.share.is_read_only() {
-        return Err(Errno::ROFS);
+    if node.is_writable() {
+        Ok(())
+    } else {
+        Err(Errno::ROFS)
     }
-    Ok(())
 }
 
 /// Refuses to open what is a device, pipe or socket of the host: the guest's

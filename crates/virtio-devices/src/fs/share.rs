@@ -2,7 +2,7 @@
 
 use super::host_file::Status;
 use super::request::Name;
-use super::table::Table;
+use super::table::{ShareAccess, Table};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -45,8 +45,8 @@ pub enum ShareError {
 pub struct NamedShare {
     /// Its name in the root of the device.
     pub name: String,
-    /// The guest cannot change anything in it.
-    pub read_only: bool,
+    /// What the guest may change in it.
+    pub access: ShareAccess,
 }
 
 /// Attaches directories and files to a device and takes them away, from any
@@ -63,12 +63,12 @@ impl FsHandle {
     }
 
     /// Puts a directory or regular file (a descriptor that may be O_PATH) into
-    /// the device's root. The same file under the same name again changes
-    /// whether it is read-only.
+    /// the device's root. The same file under the same name again changes the
+    /// access to it.
     ///
     /// # Errors
     /// If the name is taken or none, or the file is something else.
-    pub fn attach(&self, name: &str, root: OwnedFd, read_only: bool) -> Result<(), ShareError> {
+    pub fn attach(&self, name: &str, root: OwnedFd, access: ShareAccess) -> Result<(), ShareError> {
         if Name::new(name.as_bytes()).is_err() {
             return Err(ShareError::Name(name.to_owned()));
         }
@@ -84,7 +84,7 @@ impl FsHandle {
         if table.shares().len() >= MAX_SHARES {
             return Err(ShareError::TooMany);
         }
-        if !table.attach(name, root, &status, read_only) {
+        if !table.attach(name, root, &status, access) {
             return Err(ShareError::NameTaken(name.to_owned()));
         }
         Ok(())
@@ -108,7 +108,7 @@ impl FsHandle {
         self.table()
             .shares()
             .into_iter()
-            .map(|(name, read_only)| NamedShare { name, read_only })
+            .map(|(name, access)| NamedShare { name, access })
             .collect()
     }
 

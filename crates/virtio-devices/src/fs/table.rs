@@ -13,8 +13,7 @@ use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Most descriptors that the driver can make this process hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,16 +24,33 @@ pub struct FsLimits {
     pub handles: usize,
 }
 
+/// What the guest may change in a share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShareAccess {
+    /// What the host's file system and mounts let it.
+    Writable,
+    /// Nothing.
+    ReadOnly,
+    /// Nothing but, as [`ShareAccess::Writable`], what is mounted beneath.
+    WritableBeneath,
+}
+
 /// A share, as its nodes know it.
 #[derive(Debug)]
 pub(super) struct Share {
     number: u64,
-    read_only: AtomicBool,
+    /// The mount that its root is on.
+    mount: u64,
+    access: Mutex<ShareAccess>,
 }
 
 impl Share {
-    pub(super) fn is_read_only(&self) -> bool {
-        self.read_only.load(Ordering::Acquire)
+    fn access(&self) -> ShareAccess {
+        *self.access.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_access(&self, access: ShareAccess) {
+        *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
     }
 
     /// Nothing may go from one share to another, even on one file system.
@@ -61,6 +77,15 @@ impl Node {
     /// Device number of its file system.
     pub(super) fn dev(&self) -> u64 {
         self.key.dev
+    }
+
+    /// Whether the share lets the guest change it.
+    pub(super) fn is_writable(&self) -> bool {
+        match self.share.access() {
+            ShareAccess::Writable => true,
+            ShareAccess::ReadOnly => false,
+            ShareAccess::WritableBeneath => self.key.mount != self.share.mount,
+        }
     }
 
     /// Its inode number there.
@@ -136,25 +161,26 @@ impl Table {
     }
 
     /// Adds a share; `false`: the name is taken by another file. That of the
-    /// same file gets the new right to write.
+    /// same file gets the new access.
     pub(super) fn attach(
         &mut self,
         name: &str,
         root: OwnedFd,
         status: &Status,
-        read_only: bool,
+        access: ShareAccess,
     ) -> bool {
         if let Some(named) = self.shares.get(name) {
             // Not by the mount: private copies of one mount are mounts of their own.
             let same = named.root.key.is_file(&status.key);
             if same {
-                named.share.read_only.store(read_only, Ordering::Release);
+                named.share.set_access(access);
             }
             return same;
         }
         let share = Arc::new(Share {
             number: self.next_number,
-            read_only: AtomicBool::new(read_only),
+            mount: status.key.mount,
+            access: Mutex::new(access),
         });
         self.next_number += 1;
         let root = self.insert(&share, root, status, true);
@@ -176,11 +202,11 @@ impl Table {
         true
     }
 
-    /// The shares: name and whether it is read-only.
-    pub(super) fn shares(&self) -> Vec<(String, bool)> {
+    /// The shares: name and access.
+    pub(super) fn shares(&self) -> Vec<(String, ShareAccess)> {
         self.shares
             .iter()
-            .map(|(name, named)| (name.clone(), named.share.is_read_only()))
+            .map(|(name, named)| (name.clone(), named.share.access()))
             .collect()
     }
 

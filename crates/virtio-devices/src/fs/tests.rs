@@ -1,7 +1,7 @@
 //! The whole device, driven as a guest drives it: through its queues.
 
 use super::abi::{Body, ROOT_NODE, opcode};
-use super::{Fs, FsHandle, FsLimits, ShareError};
+use super::{Fs, FsHandle, FsLimits, ShareAccess, ShareError};
 use crate::testing::{Buffer, Harness};
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
@@ -54,11 +54,11 @@ fn text(parts: &[&str]) -> Vec<u8> {
 }
 
 impl Guest {
-    fn new(read_only: bool) -> Guest {
+    fn new(access: ShareAccess) -> Guest {
         let dir = tempfile::tempdir().expect("a directory");
         let (device, shares) = Fs::new("shares", LIMITS).expect("a device");
         shares
-            .attach("s", path_fd(dir.path()), read_only)
+            .attach("s", path_fd(dir.path()), access)
             .expect("attached");
         let mut harness = Harness::new(device, 16, 8);
         let (request, room) = (harness.allocate(128 << 10), harness.allocate(ROOM));
@@ -180,7 +180,7 @@ impl Guest {
 
 #[test]
 fn files_are_made_written_and_read() {
-    let mut guest = Guest::new(false);
+    let mut guest = Guest::new(ShareAccess::Writable);
     let create = Body::default().u32(2).u32(0o640).zeroes(8).0;
     let body = [create, text(&["f"])].concat();
     let made = guest
@@ -208,7 +208,7 @@ fn files_are_made_written_and_read() {
 
 #[test]
 fn nothing_in_a_read_only_share_changes() {
-    let mut guest = Guest::new(true);
+    let mut guest = Guest::new(ShareAccess::ReadOnly);
     fs::write(guest.path("f"), "text").expect("write");
     let file = guest.lookup(guest.share, "f").expect("there");
     let share = guest.share;
@@ -254,13 +254,13 @@ fn nothing_in_a_read_only_share_changes() {
     // Until the host says otherwise, and then as before.
     guest
         .shares
-        .attach("s", path_fd(guest.dir.path()), false)
+        .attach("s", path_fd(guest.dir.path()), ShareAccess::Writable)
         .expect("changed");
     let writing = guest.open(file, WRONLY).expect("opened");
     guest.write(writing, 0, b"T", WRONLY).expect("written");
     guest
         .shares
-        .attach("s", path_fd(guest.dir.path()), true)
+        .attach("s", path_fd(guest.dir.path()), ShareAccess::ReadOnly)
         .expect("changed");
     rofs(guest.write(writing, 0, b"x", WRONLY));
     assert_eq!(fs::read_to_string(guest.path("f")).expect("read"), "Text");
@@ -268,7 +268,7 @@ fn nothing_in_a_read_only_share_changes() {
 
 #[test]
 fn links_are_read_and_never_followed() {
-    let mut guest = Guest::new(false);
+    let mut guest = Guest::new(ShareAccess::Writable);
     let outside = tempfile::tempdir().expect("a directory");
     fs::write(outside.path().join("secret"), "x").expect("write");
     symlink(outside.path(), guest.path("out")).expect("a link");
@@ -294,7 +294,7 @@ fn links_are_read_and_never_followed() {
 
 #[test]
 fn devices_and_pipes_are_neither_made_nor_opened() {
-    let mut guest = Guest::new(false);
+    let mut guest = Guest::new(ShareAccess::Writable);
     mknodat(CWD, guest.path("p"), FileType::Fifo, Mode::RWXU, 0).expect("a pipe");
     let pipe = guest.lookup(guest.share, "p").expect("there");
     assert_eq!(guest.open(pipe, RDONLY), Err(Errno::NXIO));
@@ -317,11 +317,11 @@ fn devices_and_pipes_are_neither_made_nor_opened() {
 
 #[test]
 fn nothing_passes_from_share_to_share() {
-    let mut guest = Guest::new(false);
+    let mut guest = Guest::new(ShareAccess::Writable);
     let other = tempfile::tempdir_in(guest.dir.path()).expect("a directory");
     guest
         .shares
-        .attach("t", path_fd(other.path()), false)
+        .attach("t", path_fd(other.path()), ShareAccess::Writable)
         .expect("attached");
     fs::write(guest.path("f"), "").expect("write");
     let target = guest.lookup(ROOT_NODE, "t").expect("the share");
@@ -345,7 +345,7 @@ fn nothing_passes_from_share_to_share() {
 
 #[test]
 fn descriptors_are_bounded_and_given_back() {
-    let mut guest = Guest::new(false);
+    let mut guest = Guest::new(ShareAccess::Writable);
     let mut nodes = Vec::new();
     for n in 0..LIMITS.nodes {
         fs::write(guest.path(&n.to_string()), "").expect("write");
@@ -370,7 +370,7 @@ fn descriptors_are_bounded_and_given_back() {
 
 #[test]
 fn a_detached_share_is_gone_with_all_that_was_open() {
-    let mut guest = Guest::new(false);
+    let mut guest = Guest::new(ShareAccess::Writable);
     fs::write(guest.path("f"), "text").expect("write");
     let file = guest.lookup(guest.share, "f").expect("there");
     let handle = guest.open(file, RDONLY).expect("opened");
@@ -387,16 +387,20 @@ fn a_detached_share_is_gone_with_all_that_was_open() {
     // The name can be used again, and means something else.
     guest
         .shares
-        .attach("s", path_fd(guest.dir.path()), true)
+        .attach("s", path_fd(guest.dir.path()), ShareAccess::ReadOnly)
         .expect("attached");
     assert_ne!(guest.lookup(ROOT_NODE, "s").expect("there"), guest.share);
 }
 
 #[test]
 fn only_directories_and_files_with_plain_names_are_shared() {
-    let guest = Guest::new(false);
+    let guest = Guest::new(ShareAccess::Writable);
     mknodat(CWD, guest.path("p"), FileType::Fifo, Mode::RWXU, 0).expect("a pipe");
-    let attach = |name: &str, path: &Path| guest.shares.attach(name, path_fd(path), true);
+    let attach = |name: &str, path: &Path| {
+        guest
+            .shares
+            .attach(name, path_fd(path), ShareAccess::ReadOnly)
+    };
     assert!(matches!(
         attach("p", &guest.path("p")),
         Err(ShareError::Type(_))
@@ -435,7 +439,7 @@ fn swap_the_link(guest: &Guest) {
 
 #[test]
 fn a_walk_by_a_link_that_was_swapped_begins_anew() {
-    let mut guest = Guest::new(true);
+    let mut guest = Guest::new(ShareAccess::ReadOnly);
     let (dir, link) = with_a_link_read(&mut guest);
     swap_the_link(&guest);
     // In the old directory, while it is being removed.
@@ -461,7 +465,7 @@ fn a_walk_by_a_link_that_was_swapped_begins_anew() {
 /// and asks what there is instead: only that answer counts.
 #[test]
 fn a_walk_begins_anew_though_the_driver_knew_the_old_directory() {
-    let mut guest = Guest::new(true);
+    let mut guest = Guest::new(ShareAccess::ReadOnly);
     let (dir, _) = with_a_link_read(&mut guest);
     swap_the_link(&guest);
     fs::remove_dir_all(guest.path("v1")).expect("removed");
@@ -473,7 +477,7 @@ fn a_walk_begins_anew_though_the_driver_knew_the_old_directory() {
 
 #[test]
 fn what_a_link_says_as_before_is_missing() {
-    let mut guest = Guest::new(true);
+    let mut guest = Guest::new(ShareAccess::ReadOnly);
     let (dir, _) = with_a_link_read(&mut guest);
     assert_eq!(guest.lookup(dir, "other"), Err(Errno::NOENT));
     fs::remove_dir_all(guest.path("v1")).expect("removed");
@@ -483,7 +487,7 @@ fn what_a_link_says_as_before_is_missing() {
 
 #[test]
 fn a_directory_is_listed_in_pieces() {
-    let mut guest = Guest::new(false);
+    let mut guest = Guest::new(ShareAccess::Writable);
     let mut expected: Vec<String> = (0..100).map(|n| format!("file-{n}")).collect();
     for name in &expected {
         fs::write(guest.path(name), "").expect("write");
@@ -525,7 +529,7 @@ fn a_directory_is_listed_in_pieces() {
 
 #[test]
 fn attributes_that_are_the_host_s_own_stay_hidden() {
-    let mut guest = Guest::new(false);
+    let mut guest = Guest::new(ShareAccess::Writable);
     fs::write(guest.path("f"), "").expect("write");
     let file = guest.lookup(guest.share, "f").expect("there");
     for name in ["trusted.overlay.opaque", "security.selinux", "system.other"] {
@@ -573,7 +577,7 @@ proptest! {
             1..40,
         ),
     ) {
-        let mut guest = Guest::new(false);
+        let mut guest = Guest::new(ShareAccess::Writable);
         fs::write(guest.path("f"), "text").expect("write");
         let beside = tempfile::tempdir().expect("a directory");
         fs::write(beside.path().join("f"), "beside").expect("write");
