@@ -1,6 +1,4 @@
 //! CreateContainer.
-//!
-//! Kept without effect: `stdin_once` (until there is Attach).
 
 use crate::capabilities::granted;
 use crate::error::CriError;

@@ -23,6 +23,7 @@ pub(crate) fn merge(
         user: image.user.clone(),
         terminal: config.tty,
         stdin: config.stdin,
+        stdin_once: config.stdin && config.stdin_once,
         ..ProcessSpec::default()
     })
 }

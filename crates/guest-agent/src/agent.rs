@@ -10,6 +10,7 @@ use crate::container::{
 use crate::disks::Disks;
 use crate::error::{AgentError, Doing};
 use crate::events::EventLog;
+use crate::exec::request::winsize;
 use crate::log;
 use crate::poller::Poller;
 use crate::sandbox::{Sandbox, unix_time_ns};
@@ -20,9 +21,10 @@ use guest_api::proto::client_message::Call;
 use guest_api::proto::response::Result as Answer;
 use guest_api::proto::{
     CreateContainerRequest, CreateContainerResponse, ListContainersResponse,
-    RemoveContainerResponse, Response, SetupSandboxRequest, ShutdownResponse,
-    SignalContainerRequest, SignalContainerResponse, StartContainerResponse,
-    UpdateContainerRequest, UpdateContainerResponse, UpdateSandboxRequest, UpdateSandboxResponse,
+    RemoveContainerResponse, ResizeTerminalRequest, ResizeTerminalResponse, Response,
+    SetupSandboxRequest, ShutdownResponse, SignalContainerRequest, SignalContainerResponse,
+    StartContainerResponse, UpdateContainerRequest, UpdateContainerResponse, UpdateSandboxRequest,
+    UpdateSandboxResponse,
 };
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -100,6 +102,7 @@ impl Agent {
             Call::Stats(request) => self.stats(&request.container_id).map(Some),
             Call::UpdateContainer(request) => self.update_container(&request).map(Some),
             Call::UpdateSandbox(request) => self.update_sandbox(&request).map(Some),
+            Call::ResizeTerminal(request) => self.resize_terminal(&request).map(Some),
         };
         match now {
             Ok(Some(answer)) => self.answer(caller, Ok(answer)),
@@ -290,6 +293,24 @@ impl Agent {
         Ok(Answer::UpdateSandbox(UpdateSandboxResponse {}))
     }
 
+    fn resize_terminal(&mut self, request: &ResizeTerminalRequest) -> Result<Answer, AgentError> {
+        let id = &request.container_id;
+        let container = self.find(id)?;
+        if !container.terminal {
+            return Err(AgentError::Precondition {
+                problem: format!("container {id} has no terminal"),
+                remedy: "",
+            });
+        }
+        // One that has ended has nothing left to resize.
+        let size = request.size.as_ref().and_then(winsize);
+        if let (Some(master), Some(size)) = (&container.master, size) {
+            rustix::termios::tcsetwinsize(master, size)
+                .doing(|| format!("resizing the terminal of container {id}"))?;
+        }
+        Ok(Answer::ResizeTerminal(ResizeTerminalResponse {}))
+    }
+
     fn stats(&self, container_id: &str) -> Result<Answer, AgentError> {
         if self.sandbox.is_none() {
             return Err(not_set_up());
@@ -349,8 +370,11 @@ impl Agent {
         };
         container.identity = Some(Rc::new(identity));
         if let Some(master) = master {
-            match stdio_of_terminal(master, container.with_stdin) {
-                Ok(stdio) => {
+            let copy = rustix::io::fcntl_dupfd_cloexec(&master, 3);
+            let stdio = stdio_of_terminal(master, container.with_stdin);
+            match copy.and_then(|copy| Ok((copy, stdio?))) {
+                Ok((copy, stdio)) => {
+                    container.master = Some(copy);
                     container.streams = Slots::new(stdio.stdin, stdio.stdout, stdio.stderr);
                 }
                 Err(source) => {
@@ -444,6 +468,7 @@ impl Agent {
         };
         container.pid = None;
         container.handover = None;
+        container.master = None;
         let now = unix_time_ns();
         let exit = if matches!(container.phase, Phase::Exited(None)) {
             container::start_failed(now)

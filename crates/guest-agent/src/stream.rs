@@ -5,8 +5,9 @@
 //! What a host may rely on: output waits in the pipe until it is asked for, also
 //! after the container's end, until the container is removed. After a connection
 //! broke, the stream may be opened again and goes on; bytes that were handed to
-//! the broken connection may be lost. The end of a stdin connection closes the
-//! container's stdin (not a terminal's).
+//! the broken connection may be lost. Stdin has any number of connections, each with
+//! a copy of its descriptor; the end of one that does not keep it open closes it
+//! (not a terminal's).
 
 use guest_api::proto::open_stream::Stream;
 use rustix::io::Errno;
@@ -25,6 +26,8 @@ const TURNS: usize = 16;
 pub(crate) enum Slot {
     /// The container has no such stream.
     Absent,
+    /// Its stdin.
+    Input(OwnedFd),
     /// Nobody is connected; the bytes were read but not taken by an earlier
     /// reader.
     Idle(OwnedFd, Vec<u8>),
@@ -51,7 +54,7 @@ impl Slots {
     ) -> Self {
         let slot = |fd: Option<OwnedFd>| fd.map_or(Slot::Absent, |fd| Slot::Idle(fd, Vec::new()));
         Self {
-            stdin: slot(stdin),
+            stdin: stdin.map_or(Slot::Absent, Slot::Input),
             stdout: slot(stdout),
             stderr: slot(stderr),
         }
@@ -95,6 +98,8 @@ pub(crate) struct Link {
     sent: usize,
     /// The host will send nothing more (on an output stream it never does).
     half_closed: bool,
+    /// The container's stdin outlives this link.
+    pub(crate) keep_open: bool,
     /// No process can write to the container's end any more.
     pub(crate) is_final: bool,
 }
@@ -117,6 +122,7 @@ impl Link {
             pending,
             sent: 0,
             half_closed: false,
+            keep_open: false,
             is_final: false,
         }
     }

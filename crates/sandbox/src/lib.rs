@@ -28,6 +28,7 @@
 //! `undo`), so a daemon that is killed leaves nothing unknown behind. One watcher
 //! per VM (`watch`) records exits and the VM's end. Lock order: `registry`.
 
+mod attach;
 pub mod capabilities;
 mod clock;
 mod config;
@@ -64,6 +65,7 @@ mod vm_plan;
 mod vmm;
 mod watch;
 
+pub use attach::AttachSpec;
 pub use config::{Config, Timeouts};
 pub use error::{SandboxError, chain};
 pub use events::{Change, Event};
@@ -354,6 +356,25 @@ impl Sandboxes {
     ) -> Result<ExecSession, SandboxError> {
         let (entry, item) = self.inner.registry.container(container_id)?;
         exec::exec(&self.inner, &entry, &item, &spec).await
+    }
+
+    /// Attaches to a running container: its output from now on, its stdin, its
+    /// terminal. Any number may, each for itself. The session ends with the container,
+    /// by [`ExecOutput::Exited`]; dropping its receiver leaves the container alone, but
+    /// for the stdin of one that has it only once. [`ExecInput::StdinClosed`] and the
+    /// end of the sender close such a stdin, too; any other stays open.
+    ///
+    /// # Errors
+    /// [`SandboxError::WrongState`] unless the container runs;
+    /// [`SandboxError::Invalid`] if it was made without what is asked for;
+    /// [`SandboxError::Guest`] if its stdin has been closed.
+    pub async fn attach(
+        &self,
+        container_id: &str,
+        spec: AttachSpec,
+    ) -> Result<ExecSession, SandboxError> {
+        let (entry, item) = self.inner.registry.container(container_id)?;
+        attach::attach(&self.inner, &entry, &item, spec).await
     }
 
     /// Runs a command in a running container to its end, for at most `timeout`;

@@ -252,8 +252,11 @@ pub struct ProcessSpec {
     pub rlimits: Vec<RlimitSpec>,
     /// A terminal instead of pipes.
     pub terminal: bool,
-    /// Keep stdin open.
+    /// It has a stdin, open until somebody closes it.
     pub stdin: bool,
+    /// It is closed when the first attached session with stdin ends.
+    #[serde(default)]
+    pub stdin_once: bool,
     /// No program it executes gains privileges.
     pub no_new_privileges: bool,
     /// -1000 to 1000, inside the guest.

@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::UnixStream;
 use vm_launcher::{Cgroup, ClientError, Launcher, VmmClient, VmmProcess};
 use vm_spec::proto::{Bay, BootRequest, BootResponse, Extent, LogStatus, Share, StateResponse};
 
@@ -184,6 +185,24 @@ impl Vmm {
             vmm.attach_log(&container, terminal, log.as_fd())
         })
         .await
+    }
+
+    /// A stream of `LogOutput` frames.
+    pub(crate) async fn follow_output(
+        &self,
+        container: &str,
+        stdout: bool,
+        stderr: bool,
+    ) -> Result<UnixStream, SandboxError> {
+        let container = container.to_owned();
+        let what = "follow a container's output";
+        let failed = |error| self.failed(what, chain(&error));
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        self.call(what, move |vmm| {
+            vmm.follow_output(&container, stdout, stderr, theirs.as_fd())
+        })
+        .await?;
+        Ok(ours)
     }
 
     pub(crate) async fn drain_log(

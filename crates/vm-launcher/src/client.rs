@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vm_spec::proto::{
     AttachDiskRequest, AttachLogRequest, AttachShareRequest, Bay, BootRequest, BootResponse,
-    DetachDiskRequest, DetachLogRequest, DetachShareRequest, DrainLogRequest, Extent, LogStatus,
-    PauseRequest, Request, Response, ResumeRequest, Share, ShutdownRequest, StateRequest,
-    StateResponse, VmExit, request::Call, response::Result as Outcome,
+    DetachDiskRequest, DetachLogRequest, DetachShareRequest, DrainLogRequest, Extent,
+    FollowOutputRequest, LogStatus, PauseRequest, Request, Response, ResumeRequest, Share,
+    ShutdownRequest, StateRequest, StateResponse, VmExit, request::Call,
+    response::Result as Outcome,
 };
 use wire::proto::Hello;
 use wire::{FdStream, WireError};
@@ -250,6 +251,29 @@ impl VmmClient {
         match self.call(Call::AttachLog(request), &[file.as_fd()], CALL_TIMEOUT)? {
             Outcome::AttachLog(_) => Ok(()),
             _ => Err(ClientError::Unexpected("AttachLog")),
+        }
+    }
+
+    /// Sends a container's output from now on to `socket`, too, as `LogOutput`
+    /// frames; closed when the output has ended.
+    ///
+    /// # Errors
+    /// If no log of the container is attached, or many follow it already.
+    pub fn follow_output(
+        &mut self,
+        container_id: &str,
+        stdout: bool,
+        stderr: bool,
+        socket: impl AsFd,
+    ) -> Result<(), ClientError> {
+        let request = FollowOutputRequest {
+            container_id: container_id.to_owned(),
+            stdout,
+            stderr,
+        };
+        match self.call(Call::FollowOutput(request), &[socket.as_fd()], CALL_TIMEOUT)? {
+            Outcome::FollowOutput(_) => Ok(()),
+            _ => Err(ClientError::Unexpected("FollowOutput")),
         }
     }
 

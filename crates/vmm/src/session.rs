@@ -4,7 +4,9 @@ use crate::builder::{BootFiles, BuildError};
 use crate::lifecycle::{CallError, Lifecycle};
 use crate::logs::LogError;
 use crate::server::Activity;
+use guest_api::proto::open_stream::Stream;
 use rustix::fs::OFlags;
+use rustix::net::SocketType;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -12,8 +14,9 @@ use std::time::{Duration, Instant};
 use virtio_devices::{BayError, ShareError};
 use vm_spec::proto::{
     AttachDiskResponse, AttachLogResponse, AttachShareResponse, DetachDiskResponse,
-    DetachLogResponse, DetachShareResponse, DrainLogResponse, PauseResponse, Request, Response,
-    ResumeResponse, ShutdownResponse, request::Call, response::Result as Outcome,
+    DetachLogResponse, DetachShareResponse, DrainLogResponse, FollowOutputRequest,
+    FollowOutputResponse, PauseResponse, Request, Response, ResumeResponse, ShutdownResponse,
+    request::Call, response::Result as Outcome,
 };
 use wire::proto::{Error, Hello, error::Code};
 use wire::{FdStream, WireError};
@@ -164,6 +167,10 @@ fn handle_log(
                 status: Some(status),
             })
         }
+        Call::FollowOutput(request) => {
+            follow_output(&request, fds, lifecycle)?;
+            Outcome::FollowOutput(FollowOutputResponse {})
+        }
         Call::DetachLog(request) => {
             no_files(fds)?;
             logs.detach(&request.container_id)
@@ -178,6 +185,35 @@ fn handle_log(
             });
         }
     })
+}
+
+fn follow_output(
+    request: &FollowOutputRequest,
+    fds: Vec<OwnedFd>,
+    lifecycle: &Lifecycle,
+) -> Result<(), Error> {
+    let [socket] = files(fds, "the reader's socket")?;
+    let kind = rustix::net::sockopt::socket_type(&socket);
+    if kind != Ok(SocketType::STREAM) {
+        return Err(invalid(
+            "descriptors",
+            "the reader's is no stream socket".into(),
+        ));
+    }
+    if let Err(error) = rustix::io::ioctl_fionbio(&socket, true) {
+        let message = format!("the reader's socket cannot be used: {error}");
+        return Err(invalid("descriptors", message));
+    }
+    let wanted = [
+        (request.stdout, Stream::Stdout),
+        (request.stderr, Stream::Stderr),
+    ];
+    let streams = wanted.into_iter().filter(|(wanted, _)| *wanted);
+    let streams = streams.map(|(_, stream)| stream).collect();
+    let followed = lifecycle
+        .logs
+        .follow(&request.container_id, streams, socket.into());
+    followed.map_err(|error| log_error(&error))
 }
 
 /// Exactly as many descriptors as the call needs.
@@ -302,7 +338,7 @@ fn share_code(error: &ShareError) -> Code {
 fn log_error(error: &LogError) -> Error {
     let code = match error {
         LogError::NotAttached(_) => Code::NotFound,
-        LogError::TooMany => Code::ResourceExhausted,
+        LogError::TooMany | LogError::TooManyReaders(_) => Code::ResourceExhausted,
         LogError::Stream { .. } => Code::Unavailable,
         LogError::Thread(_) => Code::Internal,
     };

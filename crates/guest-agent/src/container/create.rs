@@ -108,6 +108,7 @@ fn prepare(
         handover: Some((agent_end, 0)),
         streams: Slots::new(agent_stdio.stdin, agent_stdio.stdout, agent_stdio.stderr),
         terminal,
+        master: None,
         with_stdin,
         cgroup,
         images,

@@ -37,6 +37,7 @@ use guest_api::proto::{ContainerState, ExitStatus};
 use handover::Handover;
 use request::Checked;
 use rustix::process::{Pid, WaitStatus};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use user::Identity;
 
@@ -82,6 +83,8 @@ pub(crate) struct Container {
     pub(crate) handover: Option<(Handover, u64)>,
     pub(crate) streams: Slots,
     pub(crate) terminal: bool,
+    /// A terminal's master, while its first process lives.
+    pub(crate) master: Option<OwnedFd>,
     pub(crate) with_stdin: bool,
     pub(crate) cgroup: Cgroup,
     /// One for each use: its root's and those of its mounts.

@@ -248,6 +248,7 @@ fn container(cgroup: &str) -> Container {
         handover: None,
         streams: Slots::new(None, None, None),
         terminal: false,
+        master: None,
         with_stdin: false,
         cgroup: group,
         images: Vec::new(),

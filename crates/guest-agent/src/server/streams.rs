@@ -3,7 +3,7 @@
 
 use super::{OpenLink, Server, Source};
 use crate::connection::{ConnectionError, Framed};
-use crate::error::AgentError;
+use crate::error::{AgentError, Doing};
 use crate::log;
 use crate::stream::{Link, Pumped, Slot};
 use guest_api::proto::open_stream::Stream;
@@ -61,11 +61,12 @@ impl Server {
         };
         let pending = if stream == Stream::Stdin { came } else { left };
         let id = request.container_id.clone();
-        let link = Link::new(id, stream, connection, container, pending);
+        let mut link = Link::new(id, stream, connection, container, pending);
+        link.keep_open = request.keep_open;
         self.add_link(link)
     }
 
-    /// Takes a stream's descriptor out of its container.
+    /// Takes an output's descriptor out of its container, or a copy of its stdin's.
     fn take_stream(&mut self, request: &OpenStream) -> Result<(OwnedFd, Vec<u8>), AgentError> {
         let id = &request.container_id;
         let stream = request.stream();
@@ -82,9 +83,13 @@ impl Server {
             .as_str_name()
             .trim_start_matches("STREAM_")
             .to_ascii_lowercase();
+        if let Slot::Input(fd) = slot {
+            let copy = rustix::io::fcntl_dupfd_cloexec(&*fd, 3);
+            return Ok((copy.doing(|| "copying stdin".into())?, Vec::new()));
+        }
         match std::mem::replace(slot, Slot::Open) {
             Slot::Idle(fd, left) => Ok((fd, left)),
-            Slot::Open => Err(AgentError::Exists {
+            Slot::Input(_) | Slot::Open => Err(AgentError::Exists {
                 what: format!("a connection to {name} of container {id}"),
             }),
             Slot::Absent => {
@@ -97,14 +102,18 @@ impl Server {
             Slot::Ended => {
                 *slot = Slot::Ended;
                 Err(AgentError::Precondition {
-                    problem: format!("{name} of container {id} has ended"),
+                    problem: format!("{name} of container {id} has been closed"),
                     remedy: "what was sent before is not kept",
                 })
             }
         }
     }
 
+    /// Gives an output back; stdin never left its container.
     fn put_back(&mut self, container_id: &str, stream: Stream, slot: Slot) {
+        if stream == Stream::Stdin {
+            return;
+        }
         let container = self.agent.containers.get_mut(container_id);
         if let Some(place) = container.and_then(|c| c.streams.get_mut(stream)) {
             *place = slot;
@@ -201,27 +210,36 @@ impl Server {
         // The descriptor may live on in the container.
         self.poller.remove(link.container_fd());
         let (owner, stream) = (link.container_id.clone(), link.stream);
-        let slot = if why == Pumped::Ended {
-            link.finish();
-            let terminal_input = stream == Stream::Stdin && self.has_terminal(&owner);
-            if terminal_input {
-                // A terminal has no end of input of its own; it may be opened
-                // again.
-                link.into_idle()
-            } else {
-                Slot::Ended
+        if link.is_input() {
+            if !link.keep_open {
+                self.close_stdin(&owner);
             }
+        } else if why == Pumped::Ended {
+            link.finish();
+            self.put_back(&owner, stream, Slot::Ended);
         } else {
-            link.into_idle()
-        };
-        self.put_back(&owner, stream, slot);
+            self.put_back(&owner, stream, link.into_idle());
+        }
     }
 
-    fn has_terminal(&self, container_id: &str) -> bool {
-        self.agent
-            .containers
-            .get(container_id)
-            .is_some_and(|c| c.terminal)
+    /// Ends a container's stdin. A terminal has no end of input of its own; it may
+    /// be opened again.
+    fn close_stdin(&mut self, container_id: &str) {
+        let Some(container) = self.agent.containers.get_mut(container_id) else {
+            return;
+        };
+        if container.terminal {
+            return;
+        }
+        if let Some(slot) = container.streams.get_mut(Stream::Stdin) {
+            *slot = Slot::Ended;
+        }
+        let is_other =
+            |open: &OpenLink| open.link.is_input() && open.link.container_id == container_id;
+        let others = self.links.iter().filter(|(_, open)| is_other(open));
+        for id in others.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.close_link(id, Pumped::Ended);
+        }
     }
 
     /// Streams of containers that ended send their rest and end; streams of

@@ -223,6 +223,7 @@ fn a_stream_of_an_unknown_container_is_refused_with_the_reason() {
     host.write(&OpenStream {
         container_id: "ghost".to_owned(),
         stream: Stream::Stdout.into(),
+        keep_open: false,
     });
     host.settle();
     let opened: StreamOpened = wire::read_frame(&mut host.stream).unwrap().unwrap();

@@ -47,6 +47,10 @@ async fn run(
         let (kept, bytes) = match output? {
             ExecOutput::Stdout(bytes) => (&mut result.stdout, bytes),
             ExecOutput::Stderr(bytes) => (&mut result.stderr, bytes),
+            ExecOutput::Lost(_) => {
+                result.truncated = true;
+                continue;
+            }
             ExecOutput::Exited(exit) => {
                 result.code = exit.code;
                 return Ok(result);

@@ -18,6 +18,7 @@ use guest_api::proto;
 use tokio::sync::mpsc;
 
 pub(crate) use collect::exec_sync;
+pub(crate) use session::BACKLOG;
 
 /// Most arguments and environment variables of a command, each.
 const MAX_ITEMS: usize = 4096;
@@ -52,7 +53,8 @@ pub struct TerminalSize {
     pub rows: u16,
 }
 
-/// A command that runs. Dropping [`Self::output`] kills it and what it started.
+/// A command that runs, or an attached container. Dropping [`Self::output`] kills
+/// the command; the container goes on.
 #[derive(Debug)]
 pub struct ExecSession {
     /// Dropped: as [`ExecInput::StdinClosed`].
@@ -82,6 +84,9 @@ pub enum ExecOutput {
     Stdout(Vec<u8>),
     /// Standard error.
     Stderr(Vec<u8>),
+    /// Of an attached session only: so many bytes of output are missing here, as
+    /// the caller took too long for what came before.
+    Lost(u64),
     /// The end, after all output.
     Exited(ExecExit),
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Items that may wait on either way; an item has at most 1 MiB.
-const BACKLOG: usize = 8;
+pub(crate) const BACKLOG: usize = 8;
 /// Most bytes of input in a frame.
 const CHUNK: usize = 64 << 10;
 /// Exit code of a command of which the guest tells none that is possible.

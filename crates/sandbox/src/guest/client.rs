@@ -200,8 +200,23 @@ pub(super) async fn greet(stream: &mut UnixStream) -> Result<FrameDecoder, Guest
     Ok(decoder)
 }
 
+/// Reads a message and no byte more, for a stream that turns into raw bytes.
+pub(super) async fn read_message<M: prost::Message + Default>(
+    stream: &mut UnixStream,
+) -> Result<M, GuestError> {
+    let length = stream.read_u32_le().await.map_err(WireError::from)?;
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    if length > wire::MAX_FRAME {
+        return Err(WireError::TooLarge(length).into());
+    }
+    let mut message = vec![0; length];
+    let read = stream.read_exact(&mut message).await;
+    read.map_err(WireError::from)?;
+    Ok(M::decode(message.as_slice()).map_err(WireError::from)?)
+}
+
 /// Reads some bytes; `false` at the end of the stream.
-pub(super) async fn fill(
+pub(crate) async fn fill(
     stream: &mut (impl AsyncReadExt + Unpin),
     decoder: &mut FrameDecoder,
 ) -> Result<bool, WireError> {

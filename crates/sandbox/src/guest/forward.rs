@@ -1,11 +1,10 @@
 //! The wire of one connection to a port of the pod: raw bytes once it is open.
 
-use super::client::{GuestError, greet};
+use super::client::{GuestError, greet, read_message};
 use super::vsock::connect_patiently;
 use guest_api::proto::{PortForward, PortForwardOpened};
-use prost::Message;
 use std::path::Path;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use wire::WireError;
 
@@ -24,30 +23,17 @@ async fn start(mut stream: UnixStream, port: u16) -> Result<UnixStream, GuestErr
     let frame = wire::encode(&PortForward { port: port.into() })?;
     let sent = stream.write_all(&frame).await;
     sent.map_err(WireError::from)?;
-    match read_opened(&mut stream).await?.error {
+    match read_message::<PortForwardOpened>(&mut stream).await?.error {
         None => Ok(stream),
         Some(error) => Err(GuestError::refused(&error)),
     }
-}
-
-/// Reads the answer and no byte more: what follows is the connection's own.
-async fn read_opened(stream: &mut UnixStream) -> Result<PortForwardOpened, GuestError> {
-    let length = stream.read_u32_le().await.map_err(WireError::from)?;
-    let length = usize::try_from(length).unwrap_or(usize::MAX);
-    if length > wire::MAX_FRAME {
-        return Err(WireError::TooLarge(length).into());
-    }
-    let mut message = vec![0; length];
-    let read = stream.read_exact(&mut message).await;
-    read.map_err(WireError::from)?;
-    let opened = PortForwardOpened::decode(message.as_slice());
-    Ok(opened.map_err(WireError::from)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::guest::fake_agent::FakeAgent;
+    use tokio::io::AsyncReadExt;
 
     async fn answered(opened: PortForwardOpened, rest: &[u8]) -> Result<UnixStream, GuestError> {
         let (ours, mut agent) = FakeAgent::pair().await;

@@ -7,9 +7,11 @@ mod exec;
 #[cfg(test)]
 pub(crate) mod fake_agent;
 mod forward;
+mod stream;
 mod vsock;
 
-pub(crate) use client::{GuestClient, GuestError, printable};
+pub(crate) use client::{GuestClient, GuestError, fill, printable};
 pub(crate) use exec::{ExecReader, ExecStream, ExecWriter};
 pub(crate) use forward::open as open_forward;
+pub(crate) use stream::open as open_stdin;
 pub(crate) use vsock::connect;

@@ -2,6 +2,7 @@
 //! setup` builds must be there, otherwise the tests say so and pass.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod attach;
 mod commands;
 mod figures;
 mod logs;

@@ -6,9 +6,13 @@
 //! A file that cannot be written (a full disk) loses nothing: the error stands
 //! in the status, the copier tries again every second and reads no more, so the
 //! container's own writes block in the end, and only its own.
+//!
+//! Those who follow the output (`readers`) get it before the file.
 
 use super::cri_format::Splitter;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use super::readers::{Reader, Readers, wait};
+use guest_api::proto::open_stream::Stream;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,14 +29,17 @@ const RETRY: Duration = Duration::from_secs(1);
 /// only if the disk hangs.
 const LAST_RECORD: Duration = Duration::from_secs(2);
 
+/// Most who follow one container's output.
+const MAX_READERS: usize = 32;
+
 /// One container's log.
 #[derive(Debug)]
 pub(super) struct ContainerLog {
     state: Mutex<State>,
     /// `drained`, `cancelled` or `file` changed, or an old file is done with.
     changed: Condvar,
-    /// Readable once it is cancelled.
-    cancel: OwnedFd,
+    /// Readable once it is cancelled, or `newcomers` has some.
+    wake: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -44,14 +51,37 @@ struct State {
     cancelled: bool,
     error: String,
     bytes: u64,
+    /// Readers that the copier does not have yet.
+    newcomers: Vec<Reader>,
+    /// How many it has.
+    readers: usize,
+}
+
+/// One of a container's outputs on its way.
+#[derive(Debug)]
+struct Output {
+    stream: Stream,
+    splitter: Splitter,
+    socket: UnixStream,
+}
+
+impl Output {
+    fn new(stream: Stream, socket: UnixStream) -> Self {
+        let name = match stream {
+            Stream::Stderr => "stderr",
+            _ => "stdout",
+        };
+        Self {
+            stream,
+            splitter: Splitter::new(name),
+            socket,
+        }
+    }
 }
 
 impl ContainerLog {
-    /// Starts copying `streams`, each with its name, into `file`.
-    pub(super) fn start(
-        file: File,
-        streams: Vec<(&'static str, UnixStream)>,
-    ) -> io::Result<Arc<Self>> {
+    /// Starts copying `streams` into `file`.
+    pub(super) fn start(file: File, streams: Vec<(Stream, UnixStream)>) -> io::Result<Arc<Self>> {
         let log = Arc::new(Self {
             state: Mutex::new(State {
                 file: Arc::new(file),
@@ -60,17 +90,23 @@ impl ContainerLog {
                 cancelled: false,
                 error: String::new(),
                 bytes: 0,
+                newcomers: Vec::new(),
+                readers: 0,
             }),
             changed: Condvar::new(),
-            cancel: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         });
         let copier = log.clone();
         std::thread::Builder::new()
             .name("log".into())
             .spawn(move || {
-                copier.copy(streams);
+                let mut readers = Readers::default();
+                copier.copy(streams, &mut readers);
                 copier.lock().drained = true;
                 copier.changed.notify_all();
+                if copier.welcome(&mut readers) {
+                    readers.finish(&copier.wake);
+                }
             })?;
         Ok(log)
     }
@@ -92,8 +128,38 @@ impl ContainerLog {
     pub(super) fn cancel(&self) {
         self.lock().cancelled = true;
         self.changed.notify_all();
+        self.wake_up();
+    }
+
+    fn wake_up(&self) {
         // An eventfd takes this unless it is readable already.
-        let _ = rustix::io::write(&self.cancel, &1u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Hands the output to another reader from now on; false if there are too many.
+    pub(super) fn follow(&self, reader: Reader) -> bool {
+        let mut state = self.lock();
+        if state.drained {
+            // Dropped: there is no more output.
+            return true;
+        }
+        if state.readers + state.newcomers.len() >= MAX_READERS {
+            return false;
+        }
+        state.newcomers.push(reader);
+        drop(state);
+        self.wake_up();
+        true
+    }
+
+    /// Takes the newcomers in; false if the log is cancelled.
+    fn welcome(&self, readers: &mut Readers) -> bool {
+        // Before the look, so that nothing after it is missed.
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        let mut state = self.lock();
+        readers.add(std::mem::take(&mut state.newcomers));
+        state.readers = readers.len();
+        !state.cancelled
     }
 
     /// Its state now.
@@ -122,29 +188,30 @@ impl ContainerLog {
     }
 
     /// Reads until all streams have ended.
-    fn copy(&self, streams: Vec<(&'static str, UnixStream)>) {
-        let mut streams: Vec<(Splitter, UnixStream)> = streams
-            .into_iter()
-            .map(|(name, stream)| (Splitter::new(name), stream))
-            .collect();
+    fn copy(&self, streams: Vec<(Stream, UnixStream)>, readers: &mut Readers) {
+        let outputs = streams.into_iter();
+        let mut outputs: Vec<Output> = outputs.map(|(s, u)| Output::new(s, u)).collect();
         let mut piece = vec![0; PIECE];
-        while !streams.is_empty() {
-            let Some(ready) = self.wait_readable(&streams) else {
+        while !outputs.is_empty() {
+            let Some(ready) = self.wait_readable(&outputs, readers) else {
                 return;
             };
             let mut ended = Vec::new();
             for index in ready {
-                let (splitter, stream) = &mut streams[index];
+                let output = &mut outputs[index];
                 let mut emit = |record: &[u8], content| self.write_record(record, content);
                 let now = SystemTime::now();
-                let goes_on = match stream.read(&mut piece) {
-                    Ok(got) if got > 0 => splitter.push(&piece[..got], now, &mut emit),
+                let goes_on = match output.socket.read(&mut piece) {
+                    Ok(got) if got > 0 => {
+                        readers.push(output.stream, &piece[..got]);
+                        output.splitter.push(&piece[..got], now, &mut emit)
+                    }
                     Err(e) if is_transient(&e) => true,
                     // An error means that the vsock is gone with its guest: as
                     // good as the end.
                     Ok(_) | Err(_) => {
                         ended.push(index);
-                        splitter.finish(now, &mut emit)
+                        output.splitter.finish(now, &mut emit)
                     }
                 };
                 if !goes_on {
@@ -152,33 +219,35 @@ impl ContainerLog {
                 }
             }
             for index in ended.into_iter().rev() {
-                streams.remove(index);
+                outputs.remove(index);
             }
         }
     }
 
-    /// Waits for bytes; the indices of the streams that have some, or `None`
-    /// once it is cancelled.
-    fn wait_readable(&self, streams: &[(Splitter, UnixStream)]) -> Option<Vec<usize>> {
-        let mut fds: Vec<PollFd<'_>> = streams
-            .iter()
-            .map(|(_, stream)| PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN))
-            .collect();
-        fds.push(PollFd::from_borrowed_fd(self.cancel.as_fd(), PollFlags::IN));
-        match poll(&mut fds, None) {
+    /// Waits for bytes, and looks after the readers meanwhile; the indices of the
+    /// outputs that have some, or `None` once it is cancelled.
+    fn wait_readable(&self, outputs: &[Output], readers: &mut Readers) -> Option<Vec<usize>> {
+        let input = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut fds: Vec<PollFd<'_>> = vec![input(self.wake.as_fd())];
+        fds.extend(outputs.iter().map(|output| input(output.socket.as_fd())));
+        fds.extend(readers.poll_fds());
+        match wait(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
                 self.lock().error = format!("the streams cannot be waited for: {error}");
                 return None;
             }
         }
-        if !fds[streams.len()].revents().is_empty() {
+        let flags: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+        drop(fds);
+        let (of_outputs, of_readers) = flags[1..].split_at(outputs.len());
+        readers.on_polled(of_readers);
+        // Also where only a reader went: their number is kept there.
+        if !self.welcome(readers) {
             return None;
         }
-        let ready = fds[..streams.len()]
-            .iter()
-            .enumerate()
-            .filter(|(_, fd)| !fd.revents().is_empty());
+        let ready = of_outputs.iter().enumerate();
+        let ready = ready.filter(|(_, flags)| !flags.is_empty());
         Some(ready.map(|(index, _)| index).collect())
     }
 
@@ -281,7 +350,7 @@ mod tests {
         let (mut err, err_theirs) = pair();
         let log = ContainerLog::start(
             append(&path),
-            vec![("stdout", out_theirs), ("stderr", err_theirs)],
+            vec![(Stream::Stdout, out_theirs), (Stream::Stderr, err_theirs)],
         )
         .unwrap();
         out.write_all(b"to out\nrest").unwrap();
@@ -304,7 +373,7 @@ mod tests {
         let path = dir.path().join("log");
         let (mut out, theirs) = pair();
         let full = File::options().append(true).open("/dev/full").unwrap();
-        let log = ContainerLog::start(full, vec![("stdout", theirs)]).unwrap();
+        let log = ContainerLog::start(full, vec![(Stream::Stdout, theirs)]).unwrap();
         out.write_all(b"precious\n").unwrap();
         drop(out);
         while log.status("c").error.is_empty() {
@@ -326,7 +395,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let (mut out, theirs) = pair();
-        let log = ContainerLog::start(append(&path), vec![("stdout", theirs)]).unwrap();
+        let log = ContainerLog::start(append(&path), vec![(Stream::Stdout, theirs)]).unwrap();
         let printer = std::thread::spawn(move || {
             for n in 0..LINES {
                 writeln!(out, "{n}").unwrap();
@@ -361,7 +430,7 @@ mod tests {
     fn cancelling_ends_a_blocked_copier() {
         let (mut out, theirs) = pair();
         let full = File::options().append(true).open("/dev/full").unwrap();
-        let log = ContainerLog::start(full, vec![("stdout", theirs)]).unwrap();
+        let log = ContainerLog::start(full, vec![(Stream::Stdout, theirs)]).unwrap();
         out.write_all(b"x\n").unwrap();
         while log.status("c").error.is_empty() {
             std::thread::yield_now();
@@ -375,7 +444,7 @@ mod tests {
     fn cancelling_ends_a_copier_that_waits_for_output() {
         let (_out, theirs) = pair();
         let file = File::options().append(true).open("/dev/null").unwrap();
-        let log = ContainerLog::start(file, vec![("stdout", theirs)]).unwrap();
+        let log = ContainerLog::start(file, vec![(Stream::Stdout, theirs)]).unwrap();
         log.cancel();
         log.wait_drained(far());
         assert!(log.status("c").drained);

@@ -49,6 +49,7 @@ pub(crate) fn open(
     let open = OpenStream {
         container_id: container_id.to_owned(),
         stream: which.into(),
+        keep_open: false,
     };
     wire::write_frame(&mut stream, &open)?;
     let opened: StreamOpened = wire::read_frame(&mut stream)?.ok_or(WireError::Truncated)?;

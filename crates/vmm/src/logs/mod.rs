@@ -7,13 +7,16 @@
 mod copier;
 mod cri_format;
 mod guest_stream;
+mod readers;
 
 use copier::ContainerLog;
 use guest_api::proto::open_stream::Stream;
 use guest_stream::StreamError;
+use readers::Reader;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -31,6 +34,9 @@ pub(crate) enum LogError {
     /// Too many logs are attached.
     #[error("{MAX_LOGS} logs are attached already")]
     TooMany,
+    /// Too many follow the output.
+    #[error("too many follow the output of container {0:?} already")]
+    TooManyReaders(String),
     /// The guest agent's stream could not be opened.
     #[error("the output of container {id:?} cannot be read")]
     Stream {
@@ -82,9 +88,9 @@ impl Logs {
                 source,
             })
         };
-        let mut streams = vec![("stdout", open(Stream::Stdout)?)];
+        let mut streams = vec![(Stream::Stdout, open(Stream::Stdout)?)];
         if !terminal {
-            streams.push(("stderr", open(Stream::Stderr)?));
+            streams.push((Stream::Stderr, open(Stream::Stderr)?));
         }
         let log = ContainerLog::start(file, streams)?;
         if let Some(old) = self.lock().insert(id.to_owned(), log) {
@@ -95,13 +101,30 @@ impl Logs {
         Ok(())
     }
 
+    /// Sends the output of `streams` from now on to `socket`, too, which is
+    /// non-blocking.
+    pub(crate) fn follow(
+        &self,
+        id: &str,
+        streams: Vec<Stream>,
+        socket: OwnedFd,
+    ) -> Result<(), LogError> {
+        let log = self.find(id)?;
+        if log.follow(Reader::new(socket, streams)) {
+            Ok(())
+        } else {
+            Err(LogError::TooManyReaders(id.to_owned()))
+        }
+    }
+
+    fn find(&self, id: &str) -> Result<Arc<ContainerLog>, LogError> {
+        let log = self.lock().get(id).cloned();
+        log.ok_or_else(|| LogError::NotAttached(id.to_owned()))
+    }
+
     /// Waits until the log is drained or `deadline` has passed.
     pub(crate) fn drain(&self, id: &str, deadline: Instant) -> Result<LogStatus, LogError> {
-        let log = self
-            .lock()
-            .get(id)
-            .cloned()
-            .ok_or_else(|| LogError::NotAttached(id.to_owned()))?;
+        let log = self.find(id)?;
         log.wait_drained(deadline);
         Ok(log.status(id))
     }
