@@ -8,6 +8,9 @@ pub(crate) const IMAGES: &str = "/run/images";
 /// Where a container's root is mounted, in its own mount namespace, before it
 /// becomes "/".
 pub(crate) const NEW_ROOT: &str = "/run/root";
+/// Where a container's image is mounted for its overlay, in its own mount
+/// namespace, where its owners are users of a user namespace.
+pub(crate) const MAPPED_IMAGE: &str = "/run/mapped-image";
 /// The scratch disk, or a tmpfs in its place.
 pub(crate) const SCRATCH: &str = "/run/scratch";
 /// Writable layers of containers, on the scratch disk.

@@ -32,6 +32,7 @@ mod shutdown;
 mod stats;
 mod stream;
 mod sys;
+mod users;
 mod volumes;
 
 use agent::Agent;

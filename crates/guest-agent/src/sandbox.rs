@@ -7,6 +7,7 @@ use crate::layout;
 use crate::network;
 use crate::pid_namespace::PidNamespace;
 use crate::sys::entropy;
+use crate::users::{self, Users};
 use crate::volumes::{self, Volumes};
 use guest_api::proto::{SetupSandboxRequest, SetupSandboxResponse};
 use rustix::io::Errno;
@@ -36,6 +37,7 @@ pub(crate) struct Sandbox {
     response: SetupSandboxResponse,
     /// Directories of the volumes, by name.
     pub(crate) volumes: Volumes,
+    pub(crate) users: Rc<Users>,
     /// Made when the first container wants it.
     pid_namespace: OnceCell<Rc<PidNamespace>>,
 }
@@ -94,16 +96,22 @@ impl Sandbox {
         disks: &mut Disks,
         init_started_ns: u64,
     ) -> Result<Self, AgentError> {
-        let scratch = check(request)?;
+        let (scratch, ids) = check(request)?;
         set_clock(request.unix_time_ns)?;
         entropy::credit(&request.entropy).doing(|| "seeding the random number generator".into())?;
+        // First: what is set from here on may belong to one of its namespaces.
+        let users = match ids {
+            Some(ids) => Users::create(ids, &request.nics)?,
+            None => Users::Guest,
+        };
         rustix::system::sethostname(request.hostname.as_bytes())
             .doing(|| format!("setting the host name to {}", request.hostname))?;
-        // First: sysctls may be of an interface.
+        // Before the sysctls, which may be of an interface.
         network::set_up(&request.nics)?;
-        apply_sysctls(request)?;
+        apply_sysctls(request, &users)?;
         let mut partition = None;
-        let made = mount_all(request, scratch.as_ref(), disks, &mut partition);
+        let mount = || mount_all(request, scratch.as_ref(), disks, &mut partition);
+        let made = users.as_root(mount).flatten();
         let volumes = match made {
             Ok(volumes) => volumes,
             Err(e) => {
@@ -126,6 +134,7 @@ impl Sandbox {
             request: lasting(request),
             response,
             volumes,
+            users: Rc::new(users),
             pid_namespace: OnceCell::new(),
         })
     }
@@ -160,8 +169,11 @@ fn lasting(request: &SetupSandboxRequest) -> SetupSandboxRequest {
     }
 }
 
-/// Checks everything before anything is done; returns the scratch extent.
-fn check(request: &SetupSandboxRequest) -> Result<Option<Extent>, AgentError> {
+/// Checks everything before anything is done; returns the scratch extent and the
+/// ids of the user namespace.
+fn check(
+    request: &SetupSandboxRequest,
+) -> Result<(Option<Extent>, Option<users::Ids>), AgentError> {
     if request.sandbox_id.is_empty() {
         return Err(AgentError::invalid("sandbox_id", "the sandbox has no id"));
     }
@@ -191,11 +203,10 @@ fn check(request: &SetupSandboxRequest) -> Result<Option<Extent>, AgentError> {
         return Err(AgentError::invalid("shares_tag", problem));
     }
     volumes::check(&request.volumes)?;
-    request
-        .scratch
-        .as_ref()
-        .map(|extent| Extent::check(extent, "scratch"))
-        .transpose()
+    let scratch = request.scratch.as_ref();
+    let scratch = scratch.map(|extent| Extent::check(extent, "scratch"));
+    let ids = request.user_namespace.as_ref().map(users::Ids::check);
+    Ok((scratch.transpose()?, ids.transpose()?))
 }
 
 fn set_clock(unix_time_ns: u64) -> Result<(), AgentError> {
@@ -206,17 +217,22 @@ fn set_clock(unix_time_ns: u64) -> Result<(), AgentError> {
     clock_settime(ClockId::Realtime, time).doing(|| "setting the clock".into())
 }
 
-fn apply_sysctls(request: &SetupSandboxRequest) -> Result<(), AgentError> {
+fn apply_sysctls(request: &SetupSandboxRequest, users: &Users) -> Result<(), AgentError> {
     // In an order that does not change from one try to the next.
     let sorted: BTreeMap<_, _> = request.sysctls.iter().collect();
     for (key, value) in sorted {
         let path = sysctl_path(key)?;
-        let write = |path| {
-            let mut file = File::options().write(true).open(path)?;
+        let write = || {
+            let mut file = File::options().write(true).open(&path)?;
             // In one call: each is a whole value to the kernel.
             file.write_all(value.as_bytes())
         };
-        write(path).map_err(|e| {
+        let written = match write() {
+            // Those of an IPC namespace are its root's alone.
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => users.as_root(write)?,
+            other => other,
+        };
+        written.map_err(|e| {
             let why = match e.kind() {
                 ErrorKind::NotFound => "the guest's kernel has no such setting".to_owned(),
                 _ => e.to_string(),

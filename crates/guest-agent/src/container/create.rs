@@ -71,10 +71,11 @@ fn prepare(
     let mounts = find_mounts(checked, sandbox, disks, &mut leftovers.images)?;
     let layer = format!("{}/{id}", layout::LAYERS);
     leftovers.layer = Some(layer.clone());
-    layer::create(&layer, &image)?;
+    layer::create(&layer, &image, &sandbox.users)?;
     let sources = Sources {
         image,
         layer: layer.clone(),
+        users: Rc::clone(&sandbox.users),
         mounts,
         hosts: sandbox.has_hosts(),
         resolv_conf: sandbox.has_resolv_conf(),
@@ -102,6 +103,7 @@ fn prepare(
         phase: Phase::Creating(caller),
         checked: Rc::clone(checked),
         identity: None,
+        users: sources.users,
         pid: Some(pid),
         host_pid: pid.as_raw_nonzero().get().cast_unsigned(),
         started_at_ns: 0,
@@ -196,6 +198,7 @@ fn fork(
 ) -> Result<Pid, Errno> {
     let mut keep = stdio.fds();
     keep.push(agent.fd());
+    keep.extend(sources.users.fd());
     let child = || init::run(checked, sources, stdio, agent);
     let inside = |namespace: &PidNamespace| {
         namespace.inside(|| process::fork_into(CloneFlags::CLONE_NEWNS, Some(cgroup), &keep, child))

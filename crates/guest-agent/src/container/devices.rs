@@ -7,7 +7,7 @@ use crate::fs_mount;
 use crate::rooted::Missing;
 use crate::sys::{device_filter, mount_attr};
 use guest_api::proto::Device;
-use rustix::fs::{Dev, FileType, Mode, OFlags, makedev};
+use rustix::fs::{Dev, FileType, Gid, Mode, OFlags, Uid, makedev};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags as Attr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -199,6 +199,13 @@ fn node(
     )
 }
 
+/// A device stays its owner's, who may be none of the container's users.
+fn keep_owner(dir: BorrowedFd<'_>, name: &str, of: &rustix::fs::Stat) -> Result<(), Errno> {
+    let (uid, gid) = (Uid::from_raw(of.st_uid), Gid::from_raw(of.st_gid));
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::chownat(dir, name, Some(uid), Some(gid), flags)
+}
+
 fn copy_devices(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
@@ -222,8 +229,9 @@ fn copy_devices(
         match FileType::from_raw_mode(stat.st_mode) {
             kind @ (FileType::CharacterDevice | FileType::BlockDevice) => {
                 match node(to, name, kind, stat.st_mode & 0o777, stat.st_rdev) {
+                    Ok(()) => keep_owner(to, name, &stat)?,
                     // One of the usual nodes.
-                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(Errno::EXIST) => {}
                     Err(e) => return Err(e),
                 }
             }

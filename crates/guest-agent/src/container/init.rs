@@ -53,13 +53,16 @@ fn become_program(
         .map_err(|e| Errno::from_raw_os_error(e as i32))
         .doing(|| "making a cgroup namespace".into())?;
 
+    let users = &sources.users;
+    users.become_root()?;
     let root = rootfs::enter(checked, sources)?;
     let identity = match &wanted.user {
         Some(user) => user::resolve(user)?,
         None => user::resolve(&guest_api::proto::User::default())?,
     };
-    enter_working_directory(&root, &wanted.cwd, &identity)?;
-    let master = stdio::install(stdio, identity.uid).doing(|| "setting up stdio".into())?;
+    let ids = users.of(&identity)?;
+    enter_working_directory(&root, &wanted.cwd, ids)?;
+    let master = stdio::install(stdio, ids.0).doing(|| "setting up stdio".into())?;
     root.hide(checked)?;
     if checked.request.readonly_rootfs {
         root.make_read_only()?;
@@ -77,7 +80,8 @@ fn become_program(
         // The agent let go: the container is being removed.
         process::exit_now(1);
     }
-    start_program(checked, &identity, &Program::of_container(checked))
+    let program = Program::of_container(checked);
+    start_program(checked, &identity, &program, || users.enter_with_mounts())
 }
 
 /// The program that a process of a container becomes.
@@ -101,20 +105,23 @@ impl<'a> Program<'a> {
 }
 
 /// The last steps, the same for a container's first process and for those that
-/// are executed in it later: limits, user, rights, then the program.
+/// are executed in it later: limits, `enter` the pod's user namespace, user,
+/// rights, then the program.
 pub(crate) fn start_program(
     checked: &Checked,
     identity: &Identity,
     program: &Program<'_>,
+    enter: impl FnOnce() -> Result<(), AgentError>,
 ) -> Result<Infallible, AgentError> {
     set_limits(checked)?;
+    enter()?;
     rights::change_identity(checked, identity)
         .doing(|| "changing to the container's user".into())?;
     exec(checked, identity, program)
 }
 
 /// Enters the working directory, which is made (the user's own) if missing.
-fn enter_working_directory(root: &Root, cwd: &str, identity: &Identity) -> Result<(), AgentError> {
+fn enter_working_directory(root: &Root, cwd: &str, ids: (Uid, Gid)) -> Result<(), AgentError> {
     let cwd = if cwd.is_empty() { "/" } else { cwd };
     let refuse = |e: Errno| {
         AgentError::invalid(
@@ -128,14 +135,8 @@ fn enter_working_directory(root: &Root, cwd: &str, identity: &Identity) -> Resul
         .open_or_make(cwd, Missing::Directory)
         .map_err(refuse)?;
     if missing {
-        rustix::fs::chownat(
-            &dir,
-            "",
-            Some(Uid::from_raw(identity.uid)),
-            Some(Gid::from_raw(identity.gid)),
-            AtFlags::EMPTY_PATH,
-        )
-        .map_err(refuse)?;
+        rustix::fs::chownat(&dir, "", Some(ids.0), Some(ids.1), AtFlags::EMPTY_PATH)
+            .map_err(refuse)?;
     }
     rustix::process::fchdir(&dir).map_err(refuse)
 }

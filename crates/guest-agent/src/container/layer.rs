@@ -3,13 +3,14 @@
 
 use crate::error::{AgentError, Doing};
 use crate::sys::quota;
+use crate::users::Users;
 use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Makes the directories of an overlay above the image mounted at `image`.
-pub(crate) fn create(layer: &str, image: &str) -> Result<(), AgentError> {
+pub(crate) fn create(layer: &str, image: &str, users: &Users) -> Result<(), AgentError> {
     let doing = || format!("making the writable layer {layer}");
     let private = Mode::from_raw_mode(0o700);
     rustix::fs::mkdir(layer, private).doing(doing)?;
@@ -20,14 +21,10 @@ pub(crate) fn create(layer: &str, image: &str) -> Result<(), AgentError> {
     // The upper directory is the container's "/": as the image has it.
     let stat = rustix::fs::stat(image).doing(doing)?;
     rustix::fs::chmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777)).doing(doing)?;
-    if (stat.st_uid, stat.st_gid) != (0, 0) {
-        let (uid, gid) = (
-            rustix::fs::Uid::from_raw(stat.st_uid),
-            rustix::fs::Gid::from_raw(stat.st_gid),
-        );
-        rustix::fs::chown(&upper, Some(uid), Some(gid)).doing(doing)?;
-    }
-    Ok(())
+    let (uid, gid) = users
+        .outside(stat.st_uid, stat.st_gid)
+        .unwrap_or_else(|| users.root());
+    rustix::fs::chown(&upper, Some(uid), Some(gid)).doing(doing)
 }
 
 /// Project ids of layers start here, above those of volumes.

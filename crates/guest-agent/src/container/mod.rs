@@ -32,6 +32,7 @@ pub(crate) use stdio::of_terminal as stdio_of_terminal;
 use crate::cgroup::Cgroup;
 use crate::disks::Extent;
 use crate::stream::Slots;
+use crate::users::Users;
 use guest_api::proto::container_state::Phase as WirePhase;
 use guest_api::proto::{ContainerState, ExitStatus};
 use handover::Handover;
@@ -74,6 +75,7 @@ pub(crate) struct Container {
     /// Who its processes run as, as its image said when it was made: what the
     /// container writes to its /etc/passwd later makes nobody root.
     pub(crate) identity: Option<Rc<Identity>>,
+    pub(crate) users: Rc<Users>,
     /// The first process, until it is reaped.
     pub(crate) pid: Option<Pid>,
     /// As told to the host; stays when the process is gone.

@@ -7,6 +7,7 @@ use crate::fs_mount;
 use crate::layout;
 use crate::rooted::{Escape, Missing, Rooted};
 use crate::sys::mount_attr;
+use crate::users::Users;
 use guest_api::proto::Mount;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -74,6 +75,9 @@ fn check_one(mount: &Mount, field: &str) -> Result<Wanted, AgentError> {
             "only what the host shares changes outside the guest",
         );
     }
+    if mount.id_mapped && mount.share.is_empty() {
+        return bad("id_mapped", "only what the host shares has a choice");
+    }
     match (&mount.image, mount.volume.as_str(), mount.share.as_str()) {
         (Some(image), "", "") => Extent::check(image, &format!("{field}.image")).map(Wanted::Image),
         (None, "", "") => bad("volume", "neither a volume nor an image nor a share"),
@@ -110,14 +114,23 @@ fn climbs(path: &str) -> bool {
 }
 
 /// Makes the detached mounts, in the agent's tree.
-pub(crate) fn plan(mounts: &[Mount], sources: &[Source]) -> Result<Vec<Planned>, AgentError> {
+pub(crate) fn plan(
+    mounts: &[Mount],
+    sources: &[Source],
+    users: &Users,
+) -> Result<Vec<Planned>, AgentError> {
     let pairs = mounts.iter().zip(sources).enumerate();
     pairs
-        .map(|(i, (mount, source))| plan_one(mount, source, &format!("mounts[{i}]")))
+        .map(|(i, (mount, source))| plan_one(mount, source, users, &format!("mounts[{i}]")))
         .collect()
 }
 
-fn plan_one(mount: &Mount, source: &Source, field: &str) -> Result<Planned, AgentError> {
+fn plan_one(
+    mount: &Mount,
+    source: &Source,
+    users: &Users,
+    field: &str,
+) -> Result<Planned, AgentError> {
     let found = match source {
         Source::Volume(directory) => {
             let rooted = open_directory(directory)?;
@@ -148,7 +161,7 @@ fn plan_one(mount: &Mount, source: &Source, field: &str) -> Result<Planned, Agen
         _ => Missing::File,
     };
     Ok(Planned {
-        mount: bind(&found, mount, source).doing(doing)?,
+        mount: bind(&found, mount, source, users).doing(doing)?,
         destination: mount.destination.clone(),
         missing,
         field: format!("{field}.destination"),
@@ -208,7 +221,7 @@ fn in_share(mount: &Mount, field: &str) -> Result<Result<OwnedFd, Errno>, AgentE
     Ok(in_directory(&share, Escape::Refuse, missing, mount))
 }
 
-fn bind(found: &OwnedFd, mount: &Mount, source: &Source) -> Result<OwnedFd, Errno> {
+fn bind(found: &OwnedFd, mount: &Mount, source: &Source, users: &Users) -> Result<OwnedFd, Errno> {
     let recursive = matches!(source, Source::Share);
     let bound = if recursive {
         fs_mount::bind_tree(found)?
@@ -217,6 +230,9 @@ fn bind(found: &OwnedFd, mount: &Mount, source: &Source) -> Result<OwnedFd, Errn
     };
     if !mount.host_to_container {
         mount_attr::make_private(&bound, recursive)?;
+    }
+    if matches!(source, Source::Image(_)) || mount.id_mapped {
+        users.map(&bound, recursive)?;
     }
     let mut attributes = match source {
         Source::Volume(_) => Attr::empty(),

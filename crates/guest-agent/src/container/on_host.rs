@@ -2,12 +2,15 @@
 //! namespace of its own with a directory for an image, without VM and cgroup.
 //! Each test runs itself again as a process for that, as root.
 
+mod in_user_namespace;
+
 use super::handover::{Handover, Message, Received};
 use super::mounts::Source;
 use super::request::{self, Checked};
 use super::rootfs::Sources;
 use super::{init, stdio};
 use crate::sys::process;
+use crate::users::Users;
 use crate::{fs_mount, layout};
 use guest_api::proto::{
     Capabilities, CreateContainerRequest, Device, DiskExtent, Mount, PathRules, Process, User,
@@ -20,6 +23,7 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::process::Command;
+use std::rc::Rc;
 use std::{env, fs};
 
 const INNER: &str = "SPHERULE_TEST_IN_OWN_MOUNTS";
@@ -68,7 +72,8 @@ fn make_image(busybox: &[u8]) {
     fs::write(&file, busybox).unwrap();
     rustix::fs::chmod(&file, Mode::from_raw_mode(0o755)).unwrap();
     for name in [
-        "sh", "cat", "id", "ls", "grep", "touch", "mount", "stat", "umask", "sleep",
+        "sh", "cat", "id", "ls", "grep", "touch", "mount", "stat", "umask", "sleep", "hostname",
+        "ip", "umount", "mknod", "chown", "mkdir",
     ] {
         symlink("busybox", format!("{IMAGE}/bin/{name}")).unwrap();
     }
@@ -106,11 +111,20 @@ fn process(request: &mut CreateContainerRequest) -> &mut Process {
 
 /// What the container printed, or why it was not made or not started.
 fn run(request: CreateContainerRequest, mounts: Vec<Source>) -> Result<String, String> {
+    run_as(Rc::new(Users::Guest), request, mounts)
+}
+
+fn run_as(
+    users: Rc<Users>,
+    request: CreateContainerRequest,
+    mounts: Vec<Source>,
+) -> Result<String, String> {
     let checked = request::check(request).map_err(|e| e.to_string())?;
     let layer = format!("{}/layer", layout::RUN);
     let _ = fs::remove_dir_all(&layer);
-    super::layer::create(&layer, IMAGE).map_err(|e| e.to_string())?;
+    super::layer::create(&layer, IMAGE, &users).map_err(|e| e.to_string())?;
     let sources = Sources {
+        users,
         image: IMAGE.to_owned(),
         layer,
         mounts,
@@ -125,6 +139,7 @@ fn run_checked(checked: &Checked, sources: &Sources) -> Result<String, String> {
     let (agent, child) = Handover::pair().unwrap();
     let mut keep = theirs.fds();
     keep.push(child.fd());
+    keep.extend(sources.users.fd());
     let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID;
     let first = || init::run(checked, sources, &theirs, &child);
     let pid = process::fork_into(flags, None, &keep, first).unwrap();

@@ -14,10 +14,12 @@ use crate::fs_mount;
 use crate::layout;
 use crate::rooted::{Escape, Missing, Rooted};
 use crate::sys::mount_attr;
-use rustix::fs::{FileType, Mode, OFlags};
+use crate::users::Users;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, chownat};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags as Attr, MountPropagationFlags, UnmountFlags};
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 
 /// Where the parts of a container's root come from, in the agent's tree.
 #[derive(Debug)]
@@ -28,6 +30,7 @@ pub(crate) struct Sources {
     pub(crate) layer: String,
     /// In the order of the request's mounts.
     pub(crate) mounts: Vec<Source>,
+    pub(crate) users: Rc<Users>,
     /// The pod's /etc/hosts and /etc/resolv.conf are to be used.
     pub(crate) hosts: bool,
     pub(crate) resolv_conf: bool,
@@ -49,7 +52,11 @@ pub(crate) fn enter(checked: &Checked, sources: &Sources) -> Result<Root, AgentE
     rustix::mount::mount_change("/", slave).doing(|| "detaching from the agent's mounts".into())?;
     let dev = devices::make(request.privileged, checked.process.terminal)?;
     let mut planned = plan_files(checked, sources)?;
-    planned.extend(mounts::plan(&request.mounts, &sources.mounts)?);
+    planned.extend(mounts::plan(
+        &request.mounts,
+        &sources.mounts,
+        &sources.users,
+    )?);
     planned.extend(devices::plan(&request.devices)?);
     // A mount on a directory must not hide one made below it before.
     planned.sort_by_key(|p| p.destination.split('/').filter(|c| !c.is_empty()).count());
@@ -61,7 +68,7 @@ pub(crate) fn enter(checked: &Checked, sources: &Sources) -> Result<Root, AgentE
     let root = rustix::fs::open("/", flags, Mode::empty())
         .doing(|| "opening the container's root".into())?;
     let rooted = Rooted::new(root.as_fd(), Escape::Contain);
-    mount_kernel_file_systems(rooted, request.privileged, &dev, &shm)?;
+    mount_kernel_file_systems(rooted, request.privileged, &sources.users, &dev, &shm)?;
     let null = devices::null(&dev)?;
     let root = Root { root, null };
     for plan in &planned {
@@ -79,11 +86,20 @@ fn pivot(new: &str) -> Result<(), Errno> {
 }
 
 fn mount_overlay(sources: &Sources) -> Result<(), AgentError> {
+    // The overlay's own files have the ids that its layers show.
+    let mut image = sources.image.as_str();
+    if sources.users.fd().is_some() {
+        let mapped = fs_mount::bind_path(image)
+            .and_then(|mount| sources.users.map(&mount, false).map(|()| mount))
+            .doing(|| "giving the image to the pod's users".into())?;
+        fs_mount::attach_at(mapped, layout::MAPPED_IMAGE)?;
+        image = layout::MAPPED_IMAGE;
+    }
     let upper = format!("{}/upper", sources.layer);
     let work = format!("{}/work", sources.layer);
     // volatile: the layer ends with the container, so nothing waits for syncs.
     let options = [
-        ("lowerdir", sources.image.as_str()),
+        ("lowerdir", image),
         ("upperdir", upper.as_str()),
         ("workdir", work.as_str()),
         ("volatile", ""),
@@ -120,6 +136,7 @@ fn plan_files(checked: &Checked, sources: &Sources) -> Result<Vec<Planned>, Agen
 fn mount_kernel_file_systems(
     rooted: Rooted<'_>,
     privileged: bool,
+    users: &Users,
     dev: &OwnedFd,
     shm: &OwnedFd,
 ) -> Result<(), AgentError> {
@@ -129,31 +146,52 @@ fn mount_kernel_file_systems(
     } else {
         secure | Attr::MOUNT_ATTR_RDONLY
     };
-    let terminals = [
-        ("newinstance", ""),
-        ("ptmxmode", "0666"),
-        ("mode", "0620"),
-        ("gid", "5"),
-    ];
-    let pts_attributes = Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NOEXEC;
+    let queues = fs_mount::new("mqueue", &[], secure)?;
+    own(&queues, users)?;
     attach(rooted, fs_mount::new("proc", &[], secure)?, "/proc")?;
     attach(rooted, dev, "/dev")?;
     if !privileged {
         devices::allow_only_usual(dev).doing(|| "restricting the container's devices".into())?;
     }
-    attach(
-        rooted,
-        fs_mount::new("devpts", &terminals, pts_attributes)?,
-        "/dev/pts",
-    )?;
+    attach(rooted, terminals(users)?, "/dev/pts")?;
     attach(rooted, shm, "/dev/shm")?;
-    attach(rooted, fs_mount::new("mqueue", &[], secure)?, "/dev/mqueue")?;
+    attach(rooted, queues, "/dev/mqueue")?;
     attach(rooted, fs_mount::new("sysfs", &[], system)?, "/sys")?;
     attach(
         rooted,
         fs_mount::new("cgroup2", &[], system)?,
         "/sys/fs/cgroup",
     )
+}
+
+/// Group of terminals, as every distribution has it.
+const TTY: u32 = 5;
+
+/// The container's own terminals.
+fn terminals(users: &Users) -> Result<OwnedFd, AgentError> {
+    let group = users.outside(0, TTY).unwrap_or_else(|| users.root()).1;
+    let group = group.as_raw().to_string();
+    let options = [
+        ("newinstance", ""),
+        ("ptmxmode", "0666"),
+        ("mode", "0620"),
+        ("gid", &group),
+    ];
+    let attributes = Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NOEXEC;
+    let mount = fs_mount::new("devpts", &options, attributes)?;
+    own(&mount, users)?;
+    let (uid, gid) = users.root();
+    chownat(&mount, "ptmx", Some(uid), Some(gid), AtFlags::empty())
+        .doing(|| "giving /dev/ptmx to the pod's users".into())?;
+    Ok(mount)
+}
+
+/// Makes the containers' root the owner of a file system's root, where the
+/// kernel has made it its own.
+fn own(mount: &OwnedFd, users: &Users) -> Result<(), AgentError> {
+    let (uid, gid) = users.root();
+    chownat(mount, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
+        .doing(|| "giving a file system to the pod's users".into())
 }
 
 /// Attaches one of the kernel's file systems. Its place must not be a link in

@@ -93,8 +93,8 @@ pub(crate) fn of_terminal(master: OwnedFd, with_stdin: bool) -> Result<AgentStdi
 
 /// Child, in the container's root: makes descriptors 0 to 2 of `stdio`, owned by
 /// `uid` so that it may open /dev/stdout again. Returns a terminal's master.
-pub(crate) fn install(stdio: &ChildStdio, uid: u32) -> Result<Option<OwnedFd>, Errno> {
-    let owner = Some(Uid::from_raw(uid));
+pub(crate) fn install(stdio: &ChildStdio, uid: Uid) -> Result<Option<OwnedFd>, Errno> {
+    let owner = Some(uid);
     match stdio {
         ChildStdio::Pipes {
             stdin,

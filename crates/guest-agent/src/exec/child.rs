@@ -11,7 +11,6 @@ use super::request::Plan;
 use crate::cgroup::Cgroup;
 use crate::container::handover::{Handover, Message};
 use crate::container::init::{Program, start_program};
-use crate::container::request::Checked;
 use crate::container::stdio::{self, AgentStdio, ChildStdio};
 use crate::container::user::Identity;
 use crate::container::{Container, Phase};
@@ -62,16 +61,8 @@ pub(crate) fn start(
     let made = cgroup.open().and_then(|fd| {
         let mut keep = child_stdio.fds();
         keep.extend([child_end.fd(), target.as_fd()]);
-        let child = || {
-            run(
-                plan,
-                &container.checked,
-                identity,
-                &child_stdio,
-                &target,
-                &child_end,
-            )
-        };
+        keep.extend(container.users.fd());
+        let child = || run(plan, container, identity, &child_stdio, &target, &child_end);
         in_pid_namespace(&target, || {
             process::fork_into(CloneFlags::empty(), Some(fd.as_fd()), &keep, child)
         })
@@ -169,13 +160,13 @@ fn to_errno(e: nix::errno::Errno) -> Errno {
 /// Runs in the child; returns its exit code, where it did not become the program.
 fn run(
     plan: &Plan,
-    checked: &Checked,
+    container: &Container,
     identity: &Identity,
     stdio: &ChildStdio,
     target: &OwnedFd,
     agent: &Handover,
 ) -> i32 {
-    let Err(error) = become_program(plan, checked, identity, stdio, target, agent);
+    let Err(error) = become_program(plan, container, identity, stdio, target, agent);
     let mut answer = error.into_wire();
     // Fields are named as in the container's request.
     if let Some(field) = answer.field.strip_prefix("process.") {
@@ -188,12 +179,14 @@ fn run(
 
 fn become_program(
     plan: &Plan,
-    checked: &Checked,
+    container: &Container,
     identity: &Identity,
     stdio: &ChildStdio,
     target: &OwnedFd,
     agent: &Handover,
 ) -> Result<Infallible, AgentError> {
+    let (checked, users) = (&*container.checked, &*container.users);
+    let uid = users.of(identity)?.0;
     // The exec ends this.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .doing(|| "forbidding to trace the process".into())?;
@@ -221,7 +214,7 @@ fn become_program(
     rustix::process::chdir(cwd).map_err(|e| {
         AgentError::invalid("cwd", format!("entering the working directory {cwd}: {e}"))
     })?;
-    let master = stdio::install(stdio, identity.uid).doing(|| "setting up stdio".into())?;
+    let master = stdio::install(stdio, uid).doing(|| "setting up stdio".into())?;
     if let Some(master) = &master {
         if let Some(size) = plan.size {
             rustix::termios::tcsetwinsize(master, size)
@@ -238,5 +231,5 @@ fn become_program(
         env: &plan.env,
         terminal: plan.terminal,
     };
-    start_program(checked, identity, &program)
+    start_program(checked, identity, &program, || users.enter())
 }

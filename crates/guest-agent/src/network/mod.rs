@@ -13,6 +13,7 @@ use netlink::{Link, Netlink};
 use request::{Mac, Nic};
 use rustix::io::Errno;
 use std::io::ErrorKind;
+use std::os::fd::BorrowedFd;
 
 /// Configures `nics`; the loopback is up since the start.
 ///
@@ -28,6 +29,24 @@ pub(crate) fn set_up(nics: &[proto::Nic]) -> Result<(), AgentError> {
     rename(&mut netlink, &nics, &links)?;
     for (index, (nic, link)) in nics.iter().zip(&links).enumerate() {
         configure(&mut netlink, nic, link.index, &format!("nics[{index}]"))?;
+    }
+    Ok(())
+}
+
+/// Moves `nics` to another network namespace.
+///
+/// # Errors
+/// Names the field that is wrong.
+pub(crate) fn give(nics: &[proto::Nic], namespace: BorrowedFd<'_>) -> Result<(), AgentError> {
+    let nics = request::check(nics)?;
+    if nics.is_empty() {
+        return Ok(());
+    }
+    let mut netlink = Netlink::open().doing(|| "opening a netlink socket".into())?;
+    for link in find(&mut netlink, &nics)? {
+        netlink
+            .give(link.index, namespace)
+            .doing(|| format!("moving {} to the pod's network namespace", link.name))?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
 };
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// Length of struct nlmsghdr and of struct ifinfomsg.
 const HEADER_LEN: usize = 16;
@@ -66,6 +66,15 @@ impl Netlink {
         message.link(index, 0, 0);
         let name = [name.as_bytes(), &[0]].concat();
         message.attribute(libc::IFLA_IFNAME, &name);
+        self.call(message)
+    }
+
+    /// Moves an interface to another network namespace.
+    pub(super) fn give(&mut self, index: u32, namespace: BorrowedFd<'_>) -> Result<(), Errno> {
+        let mut message = Message::new(libc::RTM_NEWLINK, 0);
+        message.link(index, 0, 0);
+        let namespace = namespace.as_raw_fd().to_ne_bytes();
+        message.attribute(libc::IFLA_NET_NS_FD, &namespace);
         self.call(message)
     }
 

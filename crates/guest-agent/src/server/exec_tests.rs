@@ -235,6 +235,7 @@ fn container(cgroup: &str) -> Container {
     drop(say_ready);
     assert_eq!(rustix::io::read(&ready, &mut [0; 1]), Ok(1));
     Container {
+        users: std::rc::Rc::new(crate::users::Users::Guest),
         phase: Phase::Running,
         identity: Some(Rc::new(Identity {
             uid: 1234,
