@@ -12,7 +12,7 @@ use cri_api::v1::{
     LinuxContainerConfig, LinuxContainerSecurityContext, Signal,
 };
 use image_store::{Image, ImageError};
-use sandbox::{ContainerSpec, PidNamespace};
+use sandbox::{ContainerSpec, PidNamespace, UserNamespace};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokio::sync::oneshot;
@@ -134,7 +134,8 @@ fn convert(
     let security = context.clone().unwrap_or_default();
     check_privileged(&security, sandbox)?;
     let profile = security::container_profiles(SECURITY, &security)?;
-    let pid_namespace = pid_namespace(&linux, target)?;
+    let users = sandbox.sandbox.spec.user_namespace;
+    let pid_namespace = pid_namespace(&linux, users, target)?;
     let limits = linux.resources.clone().unwrap_or_default();
     let hostname = &sandbox.sandbox.spec.hostname;
     let mut process = process::merge(config, &image.config, hostname)?;
@@ -154,7 +155,7 @@ fn convert(
         // By id: the name may mean another image by now.
         image: image.id.to_string(),
         process,
-        mounts: mounts::convert(&config.mounts)?,
+        mounts: mounts::convert(&config.mounts, users)?,
         readonly_rootfs: security.readonly_rootfs,
         privileged: security.privileged,
         resources: resources::to_spec(RESOURCES, &limits, sandbox.sandbox.spec.vcpus)?,
@@ -214,11 +215,12 @@ fn check_privileged(
 
 fn pid_namespace(
     linux: &LinuxContainerConfig,
+    users: Option<UserNamespace>,
     target: impl FnOnce(&str) -> Result<String, CriError>,
 ) -> Result<PidNamespace, CriError> {
     let context = linux.security_context.as_ref();
     let options = context.and_then(|context| context.namespace_options.as_ref());
-    namespaces::of_container(SECURITY, options, target)
+    namespaces::of_container(SECURITY, options, users, target)
 }
 
 fn set_user(process: &mut sandbox::ProcessSpec, user: User) {

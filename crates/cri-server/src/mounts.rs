@@ -4,8 +4,9 @@
 //! too, and guests have none.
 
 use crate::error::CriError;
+use crate::namespaces;
 use cri_api::v1::{Device, Mount, MountPropagation};
-use sandbox::{DeviceSpec, HostMount, MountSource, MountSpec};
+use sandbox::{DeviceSpec, HostMount, MountSource, MountSpec, UserNamespace};
 use std::path::{Component, Path, PathBuf};
 
 fn field(index: usize, name: &str) -> String {
@@ -40,15 +41,21 @@ pub(crate) fn relative(field: &str, path: &str) -> Result<(), CriError> {
     Ok(())
 }
 
-/// The mounts of a container.
-pub(crate) fn convert(mounts: &[Mount]) -> Result<Vec<MountSpec>, CriError> {
+/// The mounts of a container whose sandbox has that user namespace.
+pub(crate) fn convert(
+    mounts: &[Mount],
+    users: Option<UserNamespace>,
+) -> Result<Vec<MountSpec>, CriError> {
     let numbered = mounts.iter().enumerate();
-    numbered.map(|(index, mount)| one(index, mount)).collect()
+    numbered
+        .map(|(index, mount)| one(index, mount, users))
+        .collect()
 }
 
-fn one(index: usize, mount: &Mount) -> Result<MountSpec, CriError> {
+fn one(index: usize, mount: &Mount, users: Option<UserNamespace>) -> Result<MountSpec, CriError> {
     absolute(&field(index, "container_path"), &mount.container_path)?;
     check_options(index, mount)?;
+    let id_mapped = id_mapped(index, mount, users)?;
     let propagation = propagation(index, mount)?;
     check_recursive(index, mount, propagation)?;
     let Some(name) = image_name(mount) else {
@@ -64,6 +71,7 @@ fn one(index: usize, mount: &Mount) -> Result<MountSpec, CriError> {
                 path: PathBuf::from(&mount.host_path),
                 host_to_container: propagation == MountPropagation::PropagationHostToContainer,
                 recursive_read_only: mount.recursive_read_only,
+                id_mapped,
             }),
             sub_path: String::new(),
             destination: mount.container_path.clone(),
@@ -96,15 +104,32 @@ pub(crate) fn image_name(mount: &Mount) -> Option<&str> {
 }
 
 fn check_options(index: usize, mount: &Mount) -> Result<(), CriError> {
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        let message = "id-mapped mounts need user namespaces, which are not supported";
-        return Err(CriError::invalid(field(index, "uidMappings"), message));
-    }
     if !mount.mount_options.is_empty() {
         let message = format!("{:?}: mount options are not supported", mount.mount_options);
         return Err(CriError::invalid(field(index, "mount_options"), message));
     }
     Ok(())
+}
+
+/// Whether the owners of its files are the pod's users, which those of an image
+/// always are.
+fn id_mapped(index: usize, mount: &Mount, users: Option<UserNamespace>) -> Result<bool, CriError> {
+    if mount.uid_mappings.is_empty() && mount.gid_mappings.is_empty() {
+        return Ok(false);
+    }
+    let (uids, gids) = (field(index, "uidMappings"), field(index, "gidMappings"));
+    let asked = UserNamespace {
+        uids: namespaces::id_range(&uids, &mount.uid_mappings)?,
+        gids: namespaces::id_range(&gids, &mount.gid_mappings)?,
+    };
+    let message = match users {
+        None => "needs a pod with a user namespace (hostUsers: false)",
+        Some(own) if own != asked => {
+            "not the mappings of the pod's user namespace, and no others are possible: give the same"
+        }
+        Some(_) => return Ok(true),
+    };
+    Err(CriError::invalid(uids, message))
 }
 
 fn propagation(index: usize, mount: &Mount) -> Result<MountPropagation, CriError> {
@@ -199,7 +224,8 @@ mod tests {
     }
 
     fn refused(mount: Mount) -> String {
-        convert(&[host(), mount]).unwrap_err().to_string()
+        let made = convert(&[host(), mount], None);
+        made.unwrap_err().to_string()
     }
 
     #[test]
@@ -218,13 +244,14 @@ mod tests {
                 ..Mount::default()
             },
         ];
-        let got = convert(&both).unwrap();
+        let got = convert(&both, None).unwrap();
         assert_eq!(
             got[0].source,
             MountSource::Host(HostMount {
                 path: "/srv".into(),
                 host_to_container: true,
                 recursive_read_only: false,
+                id_mapped: false,
             })
         );
         assert!(got[0].read_only);
@@ -279,6 +306,56 @@ mod tests {
     }
 
     #[test]
+    fn ids_are_mapped_as_in_the_pods_user_namespace_only() {
+        let mapping = |host_id| IdMapping {
+            host_id,
+            container_id: 0,
+            length: 65536,
+        };
+        let range = sandbox::IdRange {
+            first: 65536,
+            count: 65536,
+        };
+        let users = Some(UserNamespace {
+            uids: range,
+            gids: range,
+        });
+        let with = |uid, gid| Mount {
+            uid_mappings: vec![mapping(uid)],
+            gid_mappings: vec![mapping(gid)],
+            ..host()
+        };
+        let mapped = |mount: Mount, users| match &convert(&[mount], users)?[0].source {
+            MountSource::Host(made) => Ok::<bool, CriError>(made.id_mapped),
+            other => panic!("{other:?}"),
+        };
+        assert!(mapped(with(65536, 65536), users).unwrap());
+        assert!(!mapped(host(), users).unwrap());
+        for (mount, users, word) in [
+            (with(65536, 65536), None, "hostUsers"),
+            (with(65536, 1), users, "give the same"),
+            (with(1, 65536), users, "give the same"),
+            (with(0, 65536), users, "host_id 0"),
+        ] {
+            let error = mapped(mount, users).unwrap_err().to_string();
+            assert!(
+                error.starts_with("config.mounts[0].uidMappings:"),
+                "{error}"
+            );
+            assert!(error.contains(word), "{error}");
+        }
+        let half = Mount {
+            gid_mappings: Vec::new(),
+            ..with(65536, 65536)
+        };
+        let error = mapped(half, users).unwrap_err().to_string();
+        assert!(
+            error.starts_with("config.mounts[0].gidMappings:"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn recursive_read_only_needs_a_private_read_only_mount() {
         let with = |propagation: i32| Mount {
             readonly: true,
@@ -286,7 +363,7 @@ mod tests {
             propagation,
             ..host()
         };
-        let MountSource::Host(made) = &convert(&[with(0)]).unwrap()[0].source else {
+        let MountSource::Host(made) = &convert(&[with(0)], None).unwrap()[0].source else {
             panic!("no mount of the host");
         };
         assert!(made.recursive_read_only);

@@ -97,7 +97,7 @@ pub(crate) fn convert(
     if let Some(security) = security {
         security::check_sandbox(context, security)?;
     }
-    let share_process_namespace = namespaces::of_sandbox(context, &options.unwrap_or_default())?;
+    let own = namespaces::of_sandbox(context, &options.unwrap_or_default())?;
     let size = sizing::vm_size(linux, settings)?;
     for (name, limits) in [
         (
@@ -129,7 +129,8 @@ pub(crate) fn convert(
         memory_mib: size.memory_mib,
         engine: None,
         scratch_mib: None,
-        share_process_namespace,
+        share_process_namespace: own.share_process_namespace,
+        user_namespace: own.user_namespace,
         sysctls: sysctls(linux.map(|linux| &linux.sysctls))?,
         shm_size: 0,
         volumes: Vec::new(),

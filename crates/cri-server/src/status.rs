@@ -64,7 +64,7 @@ fn handler(name: &str) -> RuntimeHandler {
         name: name.to_owned(),
         features: Some(RuntimeHandlerFeatures {
             recursive_read_only_mounts: true,
-            user_namespaces: false,
+            user_namespaces: true,
         }),
     }
 }

@@ -1,13 +1,13 @@
 //! From a manifest to what the sandbox crate is asked for: pure.
 
 use crate::images::Resolved;
-use crate::manifest::{Container, Manifest};
+use crate::manifest::{Container, Manifest, USER_NAMESPACE_IDS};
 use crate::merge::{self, MergeError};
 use crate::record::PodRecord;
 use crate::sizing::{self, Defaults, VmSize};
 use sandbox::{
-    ContainerSpec, Engine, Medium, MountSource, MountSpec, NetworkSpec, PidNamespace, ResourceSpec,
-    SandboxSpec, VolumeSpec,
+    ContainerSpec, Engine, IdRange, Medium, MountSource, MountSpec, NetworkSpec, PidNamespace,
+    ResourceSpec, SandboxSpec, UserNamespace, VolumeSpec,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -53,6 +53,7 @@ pub(crate) fn sandbox(
         engine,
         scratch_mib: None,
         share_process_namespace: manifest.spec.share_process_namespace,
+        user_namespace: user_namespace(manifest),
         sysctls: BTreeMap::new(),
         shm_size: 0,
         volumes: volumes(manifest),
@@ -61,6 +62,20 @@ pub(crate) fn sandbox(
         resources: ResourceSpec::default(),
         caller_data: String::new(),
     }
+}
+
+/// With `hostUsers: false` root is none in the guest either. Each pod has a
+/// kernel of its own, so that all can have the same ids.
+fn user_namespace(manifest: &Manifest) -> Option<UserNamespace> {
+    let range = IdRange {
+        first: USER_NAMESPACE_IDS,
+        count: USER_NAMESPACE_IDS,
+    };
+    let own = manifest.spec.host_users == Some(false);
+    own.then_some(UserNamespace {
+        uids: range,
+        gids: range,
+    })
 }
 
 fn volumes(manifest: &Manifest) -> Vec<VolumeSpec> {

@@ -75,9 +75,9 @@ pub use record::{
     VmmId, stages,
 };
 pub use spec::{
-    ContainerSpec, DeviceSpec, Engine, HostAlias, HostMount, Medium, MountSource, MountSpec,
-    NetworkSpec, PathRules, PidNamespace, ProcessSpec, ResourceSpec, RlimitSpec, SandboxSpec,
-    VolumeSpec,
+    ContainerSpec, DeviceSpec, Engine, HostAlias, HostMount, IdRange, Medium, MountSource,
+    MountSpec, NetworkSpec, PathRules, PidNamespace, ProcessSpec, ResourceSpec, RlimitSpec,
+    SandboxSpec, UserNamespace, VolumeSpec,
 };
 
 pub use stats::{ContainerStats, GuestTotals, SandboxStats};

@@ -173,6 +173,7 @@ mod tests {
             path: path.to_owned(),
             host_to_container: true,
             recursive_read_only: false,
+            id_mapped: false,
         }
     }
 

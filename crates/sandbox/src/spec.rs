@@ -72,6 +72,10 @@ pub struct SandboxSpec {
     /// Containers share one PID namespace.
     #[serde(default)]
     pub share_process_namespace: bool,
+    /// The containers' users and groups are those of a user namespace of the
+    /// pod; `None`: the guest's own.
+    #[serde(default)]
+    pub user_namespace: Option<UserNamespace>,
     /// Kernel parameters of the guest.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
@@ -117,6 +121,24 @@ pub struct HostAlias {
     pub ip: IpAddr,
     /// Its names.
     pub hostnames: Vec<String>,
+}
+
+/// Ids of the guest that the ids of containers from 0 on are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// User ids.
+    pub uids: IdRange,
+    /// Group ids.
+    pub gids: IdRange,
+}
+
+/// A range of ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The first; not 0, which is the guest's root.
+    pub first: u32,
+    /// How many, at least one.
+    pub count: u32,
 }
 
 /// A directory of the sandbox that its containers can mount.
@@ -298,6 +320,10 @@ pub struct HostMount {
     /// Where the mount is read-only, what is mounted below is, too.
     #[serde(default)]
     pub recursive_read_only: bool,
+    /// Its files' owners are users of the sandbox's user namespace, not of the
+    /// guest.
+    #[serde(default)]
+    pub id_mapped: bool,
 }
 
 /// A mount of a container.

@@ -6,8 +6,8 @@ use crate::error::SandboxError;
 use crate::name_files;
 use crate::record::Sandbox;
 use crate::spec::{
-    ContainerSpec, Engine, HostMount, Medium, MountSource, MountSpec, PidNamespace, ProcessSpec,
-    ResourceSpec, SandboxSpec,
+    ContainerSpec, Engine, HostMount, IdRange, Medium, MountSource, MountSpec, PidNamespace,
+    ProcessSpec, ResourceSpec, SandboxSpec,
 };
 use guest_api::proto as guest;
 use std::collections::BTreeSet;
@@ -62,6 +62,10 @@ pub(crate) fn check_sandbox(spec: &SandboxSpec, paths: &Paths) -> Result<(), San
     if spec.volumes.len() > MAX_ITEMS || spec.sysctls.len() > MAX_ITEMS {
         return Err(invalid("volumes", "more than 256 volumes or sysctls"));
     }
+    if let Some(users) = &spec.user_namespace {
+        check_ids("user_namespace.uids", users.uids)?;
+        check_ids("user_namespace.gids", users.gids)?;
+    }
     let names: BTreeSet<&str> = spec.volumes.iter().map(|v| v.name.as_str()).collect();
     if names.len() != spec.volumes.len() {
         return Err(invalid("volumes", "two volumes of one name"));
@@ -75,6 +79,22 @@ pub(crate) fn check_sandbox(spec: &SandboxSpec, paths: &Paths) -> Result<(), San
     }
     let request = boot(spec, Engine::Kvm, "", 0);
     vm_spec::check_boot(&request).map_err(|error| invalid("vm", error.to_string()))
+}
+
+fn check_ids(field: &'static str, range: IdRange) -> Result<(), SandboxError> {
+    let IdRange { first, count } = range;
+    if first == 0 {
+        return Err(invalid(
+            field,
+            "0 is the guest's root; name another first id",
+        ));
+    }
+    // The last number of all is no id.
+    if count == 0 || first.checked_add(count).is_none() {
+        let message = format!("{count} ids from {first} on: must be at least one, to 4294967294");
+        return Err(invalid(field, message));
+    }
+    Ok(())
 }
 
 /// Refuses a container that cannot be in that sandbox.
@@ -106,6 +126,17 @@ pub(crate) fn check_container(
             MountSource::Host(HostMount { path, .. }) if !sandbox.shares => {
                 let message = format!(
                     "{}: the sandbox was made without a device for host directories",
+                    path.display()
+                );
+                return Err(invalid("mounts", message));
+            }
+            MountSource::Host(HostMount {
+                path,
+                id_mapped: true,
+                ..
+            }) if sandbox.user_namespace.is_none() => {
+                let message = format!(
+                    "{}: the sandbox was made without a user namespace to map ids to",
                     path.display()
                 );
                 return Err(invalid("mounts", message));
@@ -187,6 +218,10 @@ pub(crate) fn setup(
         entropy,
         scratch: Some(disk_extent(scratch)),
         share_process_namespace: spec.share_process_namespace,
+        user_namespace: spec.user_namespace.map(|users| guest::UserNamespace {
+            uids: Some(id_range(users.uids)),
+            gids: Some(id_range(users.gids)),
+        }),
         sysctls: spec.sysctls.clone().into_iter().collect(),
         shm_size: spec.shm_size,
         volumes: spec
@@ -212,6 +247,10 @@ pub(crate) fn setup(
         },
         ..guest::SetupSandboxRequest::default()
     }
+}
+
+fn id_range(IdRange { first, count }: IdRange) -> guest::IdRange {
+    guest::IdRange { first, count }
 }
 
 /// What was put into the VM for a mount.
@@ -279,6 +318,7 @@ fn mount(spec: &MountSpec, mounted: &Mounted) -> guest::Mount {
     }
     if let MountSource::Host(host) = &spec.source {
         mount.host_to_container = host.host_to_container;
+        mount.id_mapped = host.id_mapped;
     }
     match mounted {
         Mounted::Volume => {}
@@ -363,7 +403,7 @@ fn process(spec: &ProcessSpec) -> guest::Process {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::spec::{MountSpec, VolumeSpec};
+    use crate::spec::{MountSpec, UserNamespace, VolumeSpec};
     use std::path::PathBuf;
 
     pub(crate) fn spec() -> SandboxSpec {
@@ -381,6 +421,7 @@ pub(crate) mod tests {
             engine: None,
             scratch_mib: None,
             share_process_namespace: false,
+            user_namespace: None,
             sysctls: Default::default(),
             shm_size: 0,
             volumes: vec![VolumeSpec {
@@ -458,6 +499,18 @@ pub(crate) mod tests {
             });
         };
         assert_eq!(with(smuggled), "host_aliases");
+        let range = |first, count| IdRange { first, count };
+        for wrong in [range(0, 5), range(1, 0), range(2, u32::MAX - 1)] {
+            let with = |uids, gids| {
+                let mut spec = spec();
+                spec.user_namespace = Some(UserNamespace { uids, gids });
+                check_sandbox(&spec, &paths())
+            };
+            let right = range(1, u32::MAX - 1);
+            assert_eq!(field(with(wrong, right)), "user_namespace.uids");
+            assert_eq!(field(with(right, wrong)), "user_namespace.gids");
+            with(right, right).unwrap();
+        }
     }
 
     #[test]
@@ -471,6 +524,31 @@ pub(crate) mod tests {
             read_only: false,
         });
         assert_eq!(field(check_container(&container, &spec())), "mounts");
+    }
+
+    #[test]
+    fn ids_are_mapped_only_to_a_user_namespace() {
+        let mut container = container_spec("/l".into());
+        container.mounts.push(MountSpec {
+            source: MountSource::Host(HostMount {
+                path: "/h".into(),
+                host_to_container: false,
+                recursive_read_only: false,
+                id_mapped: true,
+            }),
+            sub_path: String::new(),
+            destination: "/d".into(),
+            read_only: false,
+        });
+        let mut sandbox = spec();
+        sandbox.shares = true;
+        assert_eq!(field(check_container(&container, &sandbox)), "mounts");
+        let range = IdRange { first: 1, count: 1 };
+        sandbox.user_namespace = Some(UserNamespace {
+            uids: range,
+            gids: range,
+        });
+        check_container(&container, &sandbox).unwrap();
     }
 
     #[test]

@@ -17,6 +17,10 @@ use std::fmt;
 /// Faults listed at most; a manifest with more is told so.
 const MAX_FAULTS: usize = 100;
 
+/// Users, and groups, that a pod with `hostUsers: false` has, as a kubelet gives
+/// them.
+pub(crate) const USER_NAMESPACE_IDS: u32 = 65536;
+
 /// One fault of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldError {

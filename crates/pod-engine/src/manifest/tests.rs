@@ -72,6 +72,26 @@ fn host_namespaces_are_refused_with_the_reason() {
 }
 
 #[test]
+fn without_the_hosts_users_there_are_65536() {
+    let users = |host: &str, id: u32| {
+        with_spec(&format!(
+            "  hostUsers: {host}\n  securityContext: {{supplementalGroups: [{id}]}}\n"
+        ))
+    };
+    assert_eq!(
+        faults(&users("false", 65536)),
+        ["spec.securityContext.supplementalGroups[0]: must be between 0 and 65535"]
+    );
+    for (host, id, want) in [
+        ("false", 65535, Some(false)),
+        ("true", 65536, Some(true)),
+        ("null", 65536, None),
+    ] {
+        assert_eq!(parse(&users(host, id)).unwrap().spec.host_users, want);
+    }
+}
+
+#[test]
 fn other_kinds_are_refused_first() {
     let lines = faults("apiVersion: apps/v1\nkind: Deployment\nspec: {replicas: 1}\n");
     assert_eq!(

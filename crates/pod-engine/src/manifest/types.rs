@@ -51,6 +51,8 @@ pub struct PodSpec {
     #[serde(default)]
     pub share_process_namespace: bool,
     #[serde(default)]
+    pub host_users: Option<bool>,
+    #[serde(default)]
     pub security_context: PodSecurityContext,
     #[serde(default)]
     pub volumes: Vec<Volume>,

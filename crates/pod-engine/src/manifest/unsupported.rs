@@ -67,7 +67,6 @@ fn pattern(path: &[String]) -> String {
 fn defaults(pattern: &str) -> Vec<Value> {
     match pattern {
         "spec.hostNetwork" | "spec.hostPID" | "spec.hostIPC" => vec![json!(false)],
-        "spec.hostUsers" => vec![json!(true)],
         "spec.dnsPolicy" => vec![json!("ClusterFirst")],
         // There are no services to make links for.
         "spec.enableServiceLinks" => vec![json!(true), json!(false)],

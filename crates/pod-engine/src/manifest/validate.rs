@@ -5,7 +5,7 @@ use super::names::{
 };
 use super::{
     Container, FieldError, Manifest, Metadata, NodeLimits, PodSpec, Quantity, Resources,
-    SecurityContext, Volume, VolumeMount,
+    SecurityContext, USER_NAMESPACE_IDS, Volume, VolumeMount,
 };
 use std::collections::BTreeSet;
 
@@ -23,6 +23,8 @@ const SUBDOMAIN_FORM: &str = "must be a DNS subdomain: at most 253 lower-case le
 /// Collects faults below one path.
 struct Faults<'a> {
     errors: &'a mut Vec<FieldError>,
+    /// Of the pod's users and groups.
+    greatest_id: u32,
 }
 
 impl Faults<'_> {
@@ -39,7 +41,14 @@ impl Faults<'_> {
 
 /// Adds every fault of `manifest` to `errors`.
 pub(super) fn check(manifest: &Manifest, limits: &NodeLimits, errors: &mut Vec<FieldError>) {
-    let mut faults = Faults { errors };
+    let greatest_id = match manifest.spec.host_users {
+        Some(false) => USER_NAMESPACE_IDS - 1,
+        _ => i32::MAX.cast_unsigned(),
+    };
+    let mut faults = Faults {
+        errors,
+        greatest_id,
+    };
     metadata(&manifest.metadata, &mut faults);
     pod(&manifest.spec, &mut faults);
     let mut names = BTreeSet::new();
@@ -151,10 +160,11 @@ fn ids(path: &str, user: Option<i64>, group: Option<i64>, faults: &mut Faults<'_
 }
 
 fn id(path: &str, id: Option<i64>, faults: &mut Faults<'_>) {
+    let greatest = faults.greatest_id;
     faults.require(
-        id.is_none_or(|id| (0..=i64::from(i32::MAX)).contains(&id)),
+        id.is_none_or(|id| (0..=i64::from(greatest)).contains(&id)),
         path,
-        "must be between 0 and 2147483647",
+        &format!("must be between 0 and {greatest}"),
     );
 }
 

@@ -10,3 +10,4 @@ mod many;
 mod node;
 mod ports;
 mod shares;
+mod users;

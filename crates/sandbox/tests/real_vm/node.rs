@@ -135,6 +135,7 @@ impl Node {
             engine: None,
             scratch_mib: Some(64),
             share_process_namespace: false,
+            user_namespace: None,
             sysctls: Default::default(),
             shm_size: 0,
             volumes: Vec::new(),

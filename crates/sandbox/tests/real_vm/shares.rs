@@ -16,6 +16,7 @@ fn host(path: &Path, destination: &str, read_only: bool) -> MountSpec {
             path: path.to_owned(),
             host_to_container: false,
             recursive_read_only: false,
+            id_mapped: false,
         }),
         sub_path: String::new(),
         destination: destination.to_owned(),

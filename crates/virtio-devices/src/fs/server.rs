@@ -22,7 +22,9 @@ const FEATURES: u64 = init::ASYNC_READ
     | init::MAX_PAGES
     | init::HANDLE_KILLPRIV_V2
     | init::INIT_EXT
-    | init::DIRECT_IO_ALLOW_MMAP;
+    | init::DIRECT_IO_ALLOW_MMAP
+    // Users are named in requests that make files only, where they are used.
+    | init::ALLOW_IDMAP;
 
 /// What a request brought beside its fields, and where its data goes.
 pub(super) struct Data<'a> {
