@@ -18,6 +18,7 @@ mod engines;
 mod full_disk;
 mod guest_faults;
 mod images;
+mod inside;
 mod kvm;
 mod lifecycle;
 mod network;
@@ -32,6 +33,16 @@ mod volumes;
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() -> ExitCode {
+    let mut given = std::env::args().skip(1);
+    if given.next().as_deref() == Some(inside::INSIDE) {
+        return match inside::run(given) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let mut arguments = Arguments::from_args();
     // Each test boots VMs: as many at once as there are cores, not more.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

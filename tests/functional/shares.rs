@@ -1,6 +1,7 @@
 //! Directories and files of the host, as a kubelet gives them to containers.
 
 use crate::Test;
+use crate::inside::INSIDE;
 use anyhow::ensure;
 use cri_api::v1;
 use spherule_tests::cri::{Cri, container_config, refused, sandbox_config};
@@ -10,11 +11,13 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = &[
     ("mounts_work_and_outlive_the_daemon", restart),
     ("what_cannot_be_shared_is_refused", refusals),
+    ("locks_direct_io_attributes_and_watches_work", system_calls),
 ];
 
 /// Where mounts can be made for a daemon.
@@ -22,6 +25,9 @@ pub(crate) const MOUNTS: &[Test] = &[(
     "read_only_and_new_mounts_reach_as_far_as_asked",
     mounts_beneath,
 )];
+
+/// Only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 fn mount(host: &Path, container: &str, readonly: bool) -> v1::Mount {
     v1::Mount {
@@ -191,6 +197,77 @@ fn mounts_beneath() -> anyhow::Result<()> {
     )?;
     let seen = "cat /rw/new/seen /ro/new/seen /ro-live/new/seen /live/new/seen";
     ensure!(out(&cri, &container, seen)? == "old\nold\nnew\nnew\n");
+    cri.remove_pod(&pod)?;
+    Ok(())
+}
+
+/// This program and its libraries, each a mount of one file.
+fn this_program() -> anyhow::Result<Vec<v1::Mount>> {
+    let program = std::env::current_exe()?;
+    let mut mounts = vec![mount(&program, "/t/test", true)];
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let mut libraries: Vec<&str> = maps
+        .lines()
+        .filter_map(|line| line.find('/').map(|at| &line[at..]))
+        .filter(|path| path.contains(".so"))
+        .collect();
+    libraries.sort_unstable();
+    libraries.dedup();
+    // The loader by the name that programs have, a link.
+    libraries.push("/lib64/ld-linux-x86-64.so.2");
+    mounts.extend(
+        libraries
+            .iter()
+            .map(|path| mount(Path::new(path), path, true)),
+    );
+    Ok(mounts)
+}
+
+/// Calls that need the guest's kernel and the host's end to agree, in one
+/// container and between containers of a pod.
+fn system_calls() -> anyhow::Result<()> {
+    let cri = Cri::connect(&*crate::shared::daemon()?)?;
+    // Not a tmpfs, which may lack what is tried here.
+    let host = tempfile::tempdir_in(std::env::current_exe()?.with_file_name(""))?;
+    let logs = tempfile::tempdir()?;
+    let sandbox = sandbox_config("system-calls", logs.path());
+    let pod = cri.run(&sandbox)?;
+    let run = |name: &str, readonly, command: Option<&[&str]>| {
+        let mut mounts = this_program()?;
+        mounts.push(mount(host.path(), "/d", readonly));
+        let mut config = config(name, mounts);
+        if let Some(command) = command {
+            config.command = command.iter().map(ToString::to_string).collect();
+        }
+        let id = cri.create(&pod, config, &sandbox)?;
+        cri.start(&id)?;
+        Ok::<_, anyhow::Error>(id)
+    };
+    run(
+        "holder",
+        false,
+        Some(&["/t/test", INSIDE, "hold", "/d/lock"]),
+    )?;
+    let (writer, reader) = (run("writer", false, None)?, run("reader", true, None)?);
+    let inside = |container: &str, what: &str, file: &str| {
+        out(&cri, container, &format!("/t/test {INSIDE} {what} {file}"))
+    };
+    for what in ["direct", "attributes", "watch"] {
+        inside(&writer, what, &format!("/d/{what}"))?;
+    }
+    ensure!(fs::metadata(host.path().join("direct"))?.len() == 8192);
+    let mut value = [0; 16];
+    let kept = host.path().join("attributes");
+    let len = rustix::fs::getxattr(&kept, "user.kept", &mut value[..])?;
+    ensure!(value[..len] == *b"kept");
+
+    let started = Instant::now();
+    while !host.path().join("lock.held").exists() {
+        ensure!(started.elapsed() < PATIENCE, "the locks are not taken");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    inside(&writer, "try", "/d/lock")?;
+    inside(&reader, "try", "/d/lock")?;
     cri.remove_pod(&pod)?;
     Ok(())
 }

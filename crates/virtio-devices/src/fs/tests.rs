@@ -4,12 +4,13 @@ use super::abi::{Body, ROOT_NODE, opcode};
 use super::{Fs, FsHandle, FsLimits, ShareAccess, ShareError};
 use crate::testing::{Buffer, Harness};
 use proptest::prelude::*;
-use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+use rustix::fs::{CWD, FileType, Mode, OFlags, RenameFlags, mknodat, open, renameat_with};
 use rustix::io::Errno;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 
 const LIMITS: FsLimits = FsLimits {
@@ -290,6 +291,65 @@ fn links_are_read_and_never_followed() {
     symlink(outside.path(), guest.path("d")).expect("a link");
     assert_eq!(guest.lookup(dir, "secret"), Err(Errno::NOENT));
     guest.lookup(dir, "f").expect("there");
+}
+
+/// A directory and a link that leads out change places all the time.
+#[test]
+fn no_race_of_names_leads_out_of_a_share() {
+    const ROUNDS: usize = 500;
+    let mut guest = Guest::new(ShareAccess::Writable);
+    let outside = tempfile::tempdir().expect("a directory");
+    fs::write(outside.path().join("secret"), "as it was").expect("write");
+    let (dir, link) = (guest.path("d"), guest.path("l"));
+    fs::create_dir(&dir).expect("made");
+    symlink(outside.path(), &link).expect("a link");
+    let rounds = AtomicUsize::new(0);
+    let mut changed = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // It ends when the guest has failed, too.
+            for _ in 0..1_000_000 {
+                let flags = RenameFlags::EXCHANGE;
+                renameat_with(CWD, &dir, CWD, &link, flags).expect("exchanged");
+                if rounds.load(Ordering::Relaxed) == ROUNDS {
+                    break;
+                }
+            }
+        });
+        for _ in 0..ROUNDS {
+            let node = guest.lookup(guest.share, "d").expect("there");
+            changed += usize::from(change_what_was_found(&mut guest, node));
+            guest.forget([&node]);
+            rounds.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    assert!((1..ROUNDS).contains(&changed), "{changed}");
+    let secret = fs::read_to_string(outside.path().join("secret"));
+    assert_eq!(secret.expect("still there"), "as it was");
+    assert_eq!(fs::read_dir(outside.path()).expect("listed").count(), 1);
+}
+
+/// Changes a directory, and returns whether it was one and not a link.
+fn change_what_was_found(guest: &mut Guest, node: u64) -> bool {
+    let sub = [vec![0; 8], text(&["sub"])].concat();
+    let made = guest.call(opcode::MKDIR, node, &sub);
+    let create = [Body::default().u32(2).u32(0o600).zeroes(8).0, text(&["f"])].concat();
+    let created = guest.call(opcode::CREATE, node, &create);
+    assert_eq!(made.is_ok(), created.is_ok());
+    assert!(guest.lookup(node, "secret").is_err());
+    let unlinked = guest.call(opcode::UNLINK, node, &text(&["secret"]));
+    assert!(unlinked.is_err());
+    assert!(guest.open(node, WRONLY | O_TRUNC).is_err());
+    let chmod = Body::default().u32(1).zeroes(64).u32(0o700).zeroes(16).0;
+    let changed = guest.call(opcode::SETATTR, node, &chmod);
+    assert_eq!(made.is_ok(), changed.is_ok());
+    if let (Ok(made), Ok(created)) = (&made, &created) {
+        guest.release(u64_at(created, 128));
+        let removed = guest.call(opcode::RMDIR, node, &text(&["sub"]));
+        removed.expect("removed");
+        guest.forget([&u64_at(made, 0), &u64_at(created, 0)]);
+    }
+    made.is_ok()
 }
 
 #[test]
