@@ -27,6 +27,7 @@ mod refusals;
 mod registry;
 mod shared;
 mod shares;
+mod streaming;
 mod volumes;
 
 /// A test: its name, and what it does.
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         trials("cri", cri::TESTS, no_engine),
         trials("cri_events", cri_events::TESTS, no_engine),
         trials("cri_refusals", cri_refusals::TESTS, no_engine),
+        trials("streaming", streaming::TESTS, no_engine),
         trials("network", network::TESTS, &no_network),
         trials("shares", shares::TESTS, no_engine),
         trials("shares", shares::MOUNTS, &no_disk),

@@ -8,6 +8,7 @@ mod host;
 mod machine;
 pub mod manifest;
 mod output;
+pub mod websocket;
 
 pub use daemon::{Daemon, DaemonOptions};
 pub use host::Host;

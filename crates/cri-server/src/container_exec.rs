@@ -2,15 +2,27 @@
 
 use crate::error::CriError;
 use crate::service::RuntimeServer;
+use crate::streaming::{require_running, wanted};
 use cri_api::v1::{ExecRequest, ExecResponse};
 
-/// Exec: refused, with the reason.
+/// Exec: checks the request; the command is run for whoever comes with the URL.
 pub(crate) async fn exec(
-    _server: &RuntimeServer,
-    _request: ExecRequest,
+    server: &RuntimeServer,
+    request: ExecRequest,
 ) -> Result<ExecResponse, CriError> {
-    Err(CriError::Unimplemented {
-        call: "Exec",
-        reason: "streaming is not there yet; use ExecSync",
-    })
+    let found = server.find_container(&request.container_id)?;
+    if request.cmd.first().is_none_or(String::is_empty) {
+        return Err(CriError::invalid("cmd", "required"));
+    }
+    if request.cmd.iter().any(|word| word.contains('\0')) {
+        return Err(CriError::invalid("cmd", "contains a zero byte"));
+    }
+    let streams = wanted(request.stdin, request.stdout, request.stderr, request.tty)?;
+    require_running(&found)?;
+    let url = server.streams.exec(streaming_server::ExecRequest {
+        container: found.id().to_owned(),
+        command: request.cmd,
+        streams,
+    })?;
+    Ok(ExecResponse { url })
 }

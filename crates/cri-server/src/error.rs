@@ -61,6 +61,9 @@ pub enum CriError {
         /// The sandbox or container.
         id: String,
     },
+    /// More streaming requests than can be kept.
+    #[error(transparent)]
+    Streaming(#[from] streaming_server::TooMany),
     /// A task of this daemon died.
     #[error("a task of the daemon died while it worked on {0}; look at the daemon's log")]
     TaskDied(String),
@@ -84,6 +87,7 @@ impl CriError {
             Self::Sandbox(error) => sandbox_code(error),
             Self::Image(error) => image_code(error),
             Self::Record { .. } => Code::DataLoss,
+            Self::Streaming(_) => Code::ResourceExhausted,
             Self::State(_) | Self::TaskDied(_) => Code::Internal,
         }
     }

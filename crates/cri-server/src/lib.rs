@@ -59,7 +59,6 @@ mod sandbox_status;
 mod sandbox_stop;
 mod sandbox_stream;
 mod sandbox_update_resources;
-
 mod seccomp;
 mod security;
 mod service;
@@ -69,9 +68,11 @@ mod stats;
 mod stats_convert;
 mod stats_figures;
 mod status;
+mod streaming;
 mod version;
 
 pub use config::Config;
 pub use error::CriError;
 pub use image_service::ImageServer;
 pub use service::RuntimeServer;
+pub use streaming::streaming_backend;

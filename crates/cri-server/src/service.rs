@@ -20,6 +20,7 @@ use state_store::StateStore;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
+use streaming_server::StreamUrls;
 use tonic::{Request, Response, Status, async_trait};
 
 /// The RuntimeService of this node. Cheap to clone.
@@ -30,15 +31,18 @@ pub struct RuntimeServer {
     pub(crate) config: Arc<Config>,
     pub(crate) figures: Figures,
     pub(crate) ledger: Ledger,
+    pub(crate) streams: StreamUrls,
 }
 
 impl RuntimeServer {
     /// Serves what `sandboxes` and `images` have; what events were delivered is
-    /// kept in `state`.
+    /// kept in `state`. Commands are served at `streams`, of a server with
+    /// [`crate::streaming_backend`].
     pub fn new(
         sandboxes: Sandboxes,
         images: ImageStore,
         state: &StateStore,
+        streams: StreamUrls,
         config: Config,
     ) -> Self {
         Self {
@@ -47,6 +51,7 @@ impl RuntimeServer {
             sandboxes,
             images,
             config: Arc::new(config),
+            streams,
         }
     }
 }

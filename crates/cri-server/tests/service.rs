@@ -8,6 +8,7 @@ use cri_server::{Config, RuntimeServer};
 use image_store::ImageStore;
 use sandbox::{Engine, Sandboxes};
 use state_store::StateStore;
+use streaming_server::StreamingServer;
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
 use tonic::{Code, Request, Response, Status};
@@ -27,11 +28,16 @@ async fn server() -> (RuntimeServer, TempDir) {
         Launcher::new("/nowhere/spherule-vmm"),
         Engine::Qemu,
     );
-    let sandboxes = Sandboxes::open(config, &state, images.clone()).await;
+    let sandboxes = Sandboxes::open(config, &state, images.clone())
+        .await
+        .unwrap();
+    let backend = cri_server::streaming_backend(sandboxes.clone());
+    let streams = StreamingServer::bind(streaming_server::Config::loopback(), backend);
+    let streams = streams.await.unwrap().urls();
     let mut config = Config::new("1.2.3", 4096);
     config.network = false;
     (
-        RuntimeServer::new(sandboxes.unwrap(), images, &state, config),
+        RuntimeServer::new(sandboxes, images, &state, streams, config),
         dir,
     )
 }

@@ -8,6 +8,7 @@ mod engine;
 mod guest;
 mod network;
 mod socket;
+mod streaming;
 
 pub(crate) use network::CniDirs;
 
@@ -20,6 +21,7 @@ use pod_server::{Facts, Images, Pods};
 use sandbox::Sandboxes;
 use state_store::StateStore;
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -65,6 +67,16 @@ pub(crate) struct Args {
     listen: Option<String>,
     #[command(flatten)]
     network: network::NetworkArgs,
+    /// Address where the kubelet's exec, attach and port-forward are served; port 0
+    /// is one that the kernel chooses
+    #[arg(long, default_value = "127.0.0.1:0")]
+    streaming_address: SocketAddr,
+    /// Certificate with its chain, in PEM, to serve them with TLS
+    #[arg(long, requires = "streaming_tls_key")]
+    streaming_tls_cert: Option<PathBuf>,
+    /// The certificate's key, in PEM
+    #[arg(long, requires = "streaming_tls_cert")]
+    streaming_tls_key: Option<PathBuf>,
     /// How long a guest may take from its boot to its agent's greeting
     #[arg(long, value_parser = humantime::parse_duration, default_value = "120s")]
     agent_timeout: Duration,
@@ -113,6 +125,7 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     };
     let network = args.network.wanted();
     let cri_config = cri::config(&args, &engines, &root, &run);
+    let streaming_config = streaming::config(&args)?;
 
     let config = image_store::Config {
         registries_dir: Some(args.registries),
@@ -154,7 +167,8 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     };
     let spool = root.join("spool");
     std::fs::create_dir_all(&spool)?;
-    let cri = cri::services(&sandboxes, &images, &state, cri_config);
+    let streaming = streaming::listen(streaming_config, &sandboxes).await?;
+    let cri = cri::services(&sandboxes, &images, &state, streaming.urls(), cri_config);
     let own = tonic::transport::Server::builder()
         .add_service(pod_api::v1::pod_service_server::PodServiceServer::new(
             Pods::new(pods, sandboxes, facts),
@@ -176,6 +190,7 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
                 cri.serve_with_incoming_shutdown(cri_listener, end.clone()),
             )
         } => drop(served?),
+        () = streaming.serve() => {}
         // Calls that are being answered get this long; streams never end by themselves.
         () = async {
             end.clone().await;

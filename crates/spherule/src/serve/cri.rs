@@ -9,6 +9,7 @@ use sandbox::Sandboxes;
 use serde_json::json;
 use state_store::StateStore;
 use std::path::Path;
+use streaming_server::StreamUrls;
 use tonic::transport::server::Router;
 
 /// Largest message that a client may send: a pod's configuration is far smaller.
@@ -19,11 +20,12 @@ pub(crate) fn services(
     sandboxes: &Sandboxes,
     images: &ImageStore,
     state: &StateStore,
+    streams: StreamUrls,
     config: Config,
 ) -> Router {
     let pods_dir = sandboxes.config().root.join("pods");
     let image_server = ImageServer::new(images.clone(), config.clone(), pods_dir);
-    let runtime = RuntimeServer::new(sandboxes.clone(), images.clone(), state, config);
+    let runtime = RuntimeServer::new(sandboxes.clone(), images.clone(), state, streams, config);
     tonic::transport::Server::builder()
         .add_service(RuntimeServiceServer::new(runtime).max_decoding_message_size(MAX_REQUEST))
         .add_service(ImageServiceServer::new(image_server).max_decoding_message_size(MAX_REQUEST))

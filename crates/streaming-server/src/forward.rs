@@ -1,0 +1,218 @@
+//! Port-forward: connections of the back end on pairs of a client's streams, one
+//! for data and one for what went wrong.
+
+use crate::backend::{Backend, Connection};
+use crate::limits::Limits;
+use crate::spdy::{NewStream, Reset};
+use crate::stream::{Gone, Input, Output};
+use bytes::BytesMut;
+use std::collections::HashMap;
+use std::future::pending;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+/// Most bytes read from a connection at once.
+const READ: usize = 32 << 10;
+
+/// Where connections go.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) sandbox: String,
+}
+
+/// The part that a new stream has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Data,
+    Error,
+}
+
+/// One stream of a pair, and until when the other one may come.
+struct Half {
+    part: Part,
+    port: u16,
+    input: Input,
+    output: Output,
+    until: Instant,
+}
+
+/// Serves the pairs that a SPDY client opens, until it is gone.
+pub(crate) async fn serve(target: Target, limits: Limits, mut new: mpsc::Receiver<NewStream>) {
+    let mut halves: HashMap<String, Half> = HashMap::new();
+    let mut running = JoinSet::new();
+    loop {
+        let first = halves.values().map(|half| half.until).min();
+        tokio::select! {
+            stream = new.recv() => {
+                let Some(stream) = stream else { return };
+                let until = Instant::now() + limits.stream_creation;
+                if let Some(pair) = pair(&mut halves, stream, until).await {
+                    running.spawn(forward(target.clone(), pair));
+                }
+            }
+            Some(_) = running.join_next() => {}
+            () = expiry(first) => give_up(&mut halves).await,
+        }
+    }
+}
+
+async fn expiry(first: Option<Instant>) {
+    match first {
+        Some(until) => sleep_until(until).await,
+        None => pending().await,
+    }
+}
+
+/// Ends the streams whose other half has not come.
+async fn give_up(halves: &mut HashMap<String, Half>) {
+    let now = Instant::now();
+    for (_, mut half) in halves.extract_if(|_, half| half.until <= now) {
+        if half.part == Part::Error {
+            let text = "timed out waiting for the data stream of this request";
+            let _ = half.output.send(text.into()).await;
+        }
+        half.output.end().await;
+    }
+}
+
+/// A port with its data stream and its error stream.
+pub(crate) struct Port {
+    pub(crate) port: u16,
+    pub(crate) input: Input,
+    pub(crate) data: Output,
+    pub(crate) error: Output,
+}
+
+/// Takes a new stream, and returns the pair that it completes.
+async fn pair(
+    halves: &mut HashMap<String, Half>,
+    stream: NewStream,
+    until: Instant,
+) -> Option<Port> {
+    let Some((part, port, request)) = describe(&stream) else {
+        stream.refuse(Reset::Protocol).await;
+        return None;
+    };
+    let clashes = |half: &Half| half.part == part || half.port != port;
+    if halves.get(&request).is_some_and(clashes) {
+        stream.refuse(Reset::Protocol).await;
+        return None;
+    }
+    let (input, output) = stream.accept().await;
+    let half = Half {
+        part,
+        port,
+        input,
+        output,
+        until,
+    };
+    let Some(other) = halves.remove(&request) else {
+        halves.insert(request, half);
+        return None;
+    };
+    let (data, error) = match part {
+        Part::Data => (half, other),
+        Part::Error => (other, half),
+    };
+    Some(Port {
+        port,
+        input: data.input,
+        data: data.output,
+        error: error.output,
+    })
+}
+
+/// What a stream's headers say. A client that names no request opens the error
+/// stream first and the data stream next.
+fn describe(stream: &NewStream) -> Option<(Part, u16, String)> {
+    let headers = &stream.headers;
+    let port = headers.get("port")?.parse().ok().filter(|&port| port > 0)?;
+    let (part, first) = match headers.get("streamtype")? {
+        "data" => (Part::Data, stream.number().checked_sub(2)?),
+        "error" => (Part::Error, stream.number()),
+        _ => return None,
+    };
+    let request = match headers.get("requestid") {
+        Some(id) if !id.is_empty() => id.to_owned(),
+        _ => format!("stream {first}"),
+    };
+    Some((part, port, request))
+}
+
+/// Serves the ports of a WebSocket client, each on its channels, until all their
+/// connections have ended.
+pub(crate) async fn serve_ports(target: Target, ports: Vec<Port>) {
+    let mut running = JoinSet::new();
+    for mut port in ports {
+        let target = target.clone();
+        running.spawn(async move {
+            let number = port.port.to_le_bytes().to_vec();
+            for output in [&mut port.data, &mut port.error] {
+                if output.send(number.clone().into()).await.is_err() {
+                    return;
+                }
+            }
+            forward(target, port).await;
+        });
+    }
+    while running.join_next().await.is_some() {}
+}
+
+async fn forward(target: Target, port: Port) {
+    let Port {
+        port,
+        input,
+        data,
+        mut error,
+    } = port;
+    let Target { backend, sandbox } = target;
+    match backend.port_forward(&sandbox, port).await {
+        Ok(connection) => copy(connection, input, data).await,
+        Err(failure) => {
+            tracing::info!(sandbox, port, %failure, "port not forwarded");
+            let text = format!("error forwarding port {port} to pod {sandbox}: {failure}");
+            let _ = error.send(text.into()).await;
+            data.end().await;
+        }
+    }
+    error.end().await;
+}
+
+/// Copies both ways until both have ended. That the pod breaks a connection is no
+/// error of the forwarding: clients would take it for the end of all connections.
+async fn copy(connection: Box<dyn Connection>, mut input: Input, mut output: Output) {
+    let (mut read, mut write) = tokio::io::split(connection);
+    let up = async {
+        loop {
+            match input.next().await {
+                Ok(Some(bytes)) if write.write_all(&bytes).await.is_err() => return Ok(()),
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    let _ = write.shutdown().await;
+                    return Ok(());
+                }
+                Err(Gone) => return Err(Gone),
+            }
+        }
+    };
+    // A WebSocket client cannot say that it has no more to say.
+    let one_way = matches!(output, Output::WebSocket(_));
+    let down = async {
+        let mut buffer = BytesMut::new();
+        loop {
+            buffer.reserve(READ);
+            match read.read_buf(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(_) => output.send(buffer.split().freeze()).await?,
+            }
+        }
+        output.finish().await;
+        if one_way { Err(Gone) } else { Ok(()) }
+    };
+    let _ = tokio::try_join!(up, down);
+    output.end().await;
+}

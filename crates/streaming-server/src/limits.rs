@@ -1,0 +1,36 @@
+//! What clients may take, and for how long.
+
+use std::time::Duration;
+
+/// Bounds of a server. Those of a stream and of a connection are fixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once; more wait to be accepted.
+    pub connections: usize,
+    /// URLs handed out and not yet used; more are refused.
+    pub tokens: usize,
+    /// How long a URL is good.
+    pub token_life: Duration,
+    /// How long a client may take to ask, once it is connected.
+    pub request: Duration,
+    /// How long a client may take to open the streams that its request needs.
+    pub stream_creation: Duration,
+    /// How long a connection may say nothing either way.
+    pub idle: Duration,
+    /// How long a client may take to hear the last of it.
+    pub linger: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 1000,
+            tokens: 1000,
+            token_life: Duration::from_secs(60),
+            request: Duration::from_secs(10),
+            stream_creation: Duration::from_secs(30),
+            idle: Duration::from_secs(4 * 60 * 60),
+            linger: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Port-forward by both transports and by SPDY within WebSocket.
+
+use super::spdy_client::SpdyClient;
+use super::websocket_client::WebSocketClient;
+use super::{Fixture, pattern};
+use crate::limits::Limits;
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio_tungstenite::tungstenite::Message;
+
+const PROTOCOL: &str = "portforward.k8s.io";
+
+/// Opens the two streams of a connection: error, data.
+async fn pair(client: &mut SpdyClient, port: &str, request: &str) -> (u32, u32) {
+    let mut headers = vec![("streamtype", "error"), ("port", port)];
+    if !request.is_empty() {
+        headers.push(("requestid", request));
+    }
+    let (error, taken) = client.open(&headers).await;
+    assert!(taken);
+    headers[0].1 = "data";
+    let (data, taken) = client.open(&headers).await;
+    assert!(taken);
+    (error, data)
+}
+
+/// Reads until both streams are finished.
+async fn both(client: &mut SpdyClient, error: u32, data: u32) -> (Vec<u8>, Vec<u8>) {
+    use super::spdy_client::Frame;
+    let mut heard: HashMap<u32, Vec<u8>> = HashMap::new();
+    let mut open = vec![error, data];
+    while !open.is_empty() {
+        match client.frame().await.unwrap() {
+            Frame::Data(stream, fin, bytes) => {
+                heard.entry(stream).or_default().extend(bytes);
+                open.retain(|&number| number != stream || !fin);
+            }
+            Frame::Window(..) | Frame::Reset(..) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut take = |stream| heard.remove(&stream).unwrap_or_default();
+    (take(error), take(data))
+}
+
+#[tokio::test]
+async fn connections_are_half_closed_and_many_go_by_one_session() {
+    let fixture = Fixture::new().await;
+    let mut client = SpdyClient::connect(&fixture.forward(&[]), PROTOCOL).await;
+    for n in 0..50 {
+        // Old clients name no request.
+        let request = if n % 2 == 0 {
+            String::new()
+        } else {
+            n.to_string()
+        };
+        let (error, data) = pair(&mut client, "80", &request).await;
+        client.data(data, false, b"some ").await;
+        client.data(data, true, b"bytes").await;
+        let (told, answer) = both(&mut client, error, data).await;
+        assert_eq!((&told[..], &answer[..]), (&b""[..], &b"10 bytes"[..]));
+    }
+    drop(client);
+    fixture.backend.lives(0).await;
+}
+
+#[tokio::test]
+async fn much_goes_through_a_connection_unchanged() {
+    let fixture = Fixture::new().await;
+    let mut client = SpdyClient::connect(&fixture.forward(&[]), PROTOCOL).await;
+    let (error, data) = pair(&mut client, "7", "0").await;
+    let sent = pattern(8 << 20);
+    let mut frames = Vec::new();
+    for piece in sent.chunks(32 << 10) {
+        let [.., x, y, z] = piece.len().to_be_bytes();
+        frames.extend(data.to_be_bytes());
+        frames.extend([0, x, y, z]);
+        frames.extend(piece);
+    }
+    frames.extend(data.to_be_bytes());
+    frames.extend([1, 0, 0, 0]);
+    let mut writer = client.second_writer();
+    let ((_, got), ()) = tokio::join!(both(&mut client, error, data), async {
+        writer.write_all(&frames).await.unwrap();
+    });
+    assert_eq!(Sha256::digest(&got), Sha256::digest(&sent));
+}
+
+#[tokio::test]
+async fn refused_port_is_told_and_the_session_goes_on() {
+    let fixture = Fixture::new().await;
+    let mut client = SpdyClient::connect(&fixture.forward(&[]), PROTOCOL).await;
+    let (error, data) = pair(&mut client, "1", "0").await;
+    let (told, _) = both(&mut client, error, data).await;
+    let told = String::from_utf8(told).unwrap();
+    assert!(
+        told.contains("port 1 ") && told.contains("nothing listens"),
+        "{told}"
+    );
+    let (error, data) = pair(&mut client, "80", "1").await;
+    client.data(data, true, b"").await;
+    assert_eq!(both(&mut client, error, data).await.1, b"0 bytes");
+}
+
+#[tokio::test]
+async fn stalled_connection_stalls_no_other() {
+    let fixture = Fixture::new().await;
+    let mut client = SpdyClient::connect(&fixture.forward(&[]), PROTOCOL).await;
+    let (_, stalled) = pair(&mut client, "9", "stalled").await;
+    // As much as a client sends that keeps to its window.
+    client.data(stalled, false, &[0; 64 << 10]).await;
+    let (error, data) = pair(&mut client, "7", "moving").await;
+    client.data(data, true, b"ping").await;
+    assert_eq!(both(&mut client, error, data).await.1, b"ping");
+}
+
+#[tokio::test]
+async fn reset_stream_ends_its_connection_only() {
+    let fixture = Fixture::new().await;
+    let mut client = SpdyClient::connect(&fixture.forward(&[]), PROTOCOL).await;
+    let (_, first) = pair(&mut client, "7", "1").await;
+    pair(&mut client, "7", "2").await;
+    fixture.backend.lives(2).await;
+    client.reset(first).await;
+    fixture.backend.lives(1).await;
+}
+
+#[tokio::test]
+async fn streams_without_sense_are_refused() {
+    let fixture = Fixture::new().await;
+    let mut client = SpdyClient::connect(&fixture.forward(&[]), PROTOCOL).await;
+    for headers in [
+        &[("streamtype", "data")][..],
+        &[("streamtype", "data"), ("port", "0")],
+        &[("streamtype", "data"), ("port", "70000")],
+        &[("streamtype", "stdin"), ("port", "80")],
+        &[("port", "80")],
+    ] {
+        assert!(!client.open(headers).await.1, "{headers:?}");
+    }
+    let data = [("streamtype", "data"), ("port", "80"), ("requestid", "1")];
+    assert!(client.open(&data).await.1);
+    // A second one of its kind, and its other half for another port.
+    assert!(!client.open(&data).await.1);
+    let error = [("streamtype", "error"), ("port", "81"), ("requestid", "1")];
+    assert!(!client.open(&error).await.1);
+}
+
+#[tokio::test]
+async fn half_of_a_pair_does_not_wait_for_ever() {
+    let limits = Limits {
+        stream_creation: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let fixture = Fixture::with(limits).await;
+    let mut client = SpdyClient::connect(&fixture.forward(&[]), PROTOCOL).await;
+    let headers = [("streamtype", "error"), ("port", "80"), ("requestid", "1")];
+    let (error, _) = client.open(&headers).await;
+    let mut told = Vec::new();
+    while let Some(frame) = client.frame().await {
+        match frame {
+            super::spdy_client::Frame::Data(_, _, bytes) => told.extend(bytes),
+            super::spdy_client::Frame::Reset(stream, _) => {
+                assert_eq!(stream, error);
+                break;
+            }
+            _ => {}
+        }
+    }
+    assert!(String::from_utf8(told).unwrap().contains("timed out"));
+}
+
+#[tokio::test]
+async fn number_of_streams_is_bounded() {
+    let fixture = Fixture::new().await;
+    let mut client = SpdyClient::connect(&fixture.forward(&[]), PROTOCOL).await;
+    let mut taken = 0;
+    for n in 0..1100 {
+        let n = n.to_string();
+        let headers = [("streamtype", "data"), ("port", "80"), ("requestid", &n)];
+        taken += usize::from(client.open(&headers).await.1);
+    }
+    assert_eq!(taken, 1024);
+}
+
+#[tokio::test]
+async fn ports_go_by_websocket_channels() {
+    let fixture = Fixture::new().await;
+    let url = fixture.forward(&[7, 1]);
+    let mut client = WebSocketClient::connect(&url, "v4.channel.k8s.io").await;
+    client.say(0, b"ping").await;
+    let mut heard: HashMap<u8, Vec<u8>> = HashMap::new();
+    let whole = |heard: &HashMap<u8, Vec<u8>>, channel, len| {
+        heard.get(&channel).is_some_and(|bytes| bytes.len() >= len)
+    };
+    while !whole(&heard, 0, 6) || !whole(&heard, 3, 3) || !whole(&heard, 1, 2) {
+        let (channel, bytes) = client.next().await;
+        heard.entry(channel).or_default().extend(bytes);
+    }
+    assert_eq!(heard[&0], [7, 0, b'p', b'i', b'n', b'g']);
+    assert_eq!(heard[&1], [7, 0]);
+    assert_eq!(heard[&2], [1, 0]);
+    let told = String::from_utf8(heard[&3][2..].to_vec()).unwrap();
+    assert!(told.contains("nothing listens"), "{told}");
+    drop(client);
+    fixture.backend.lives(0).await;
+}
+
+#[tokio::test]
+async fn spdy_goes_through_a_websocket_tunnel() {
+    let fixture = Fixture::new().await;
+    let url = fixture.forward(&[]);
+    let mut outer = WebSocketClient::connect(&url, "SPDY/3.1+portforward.k8s.io").await;
+    let mut headers = crate::spdy::HeaderWriter::new();
+    let mut sent = Vec::new();
+    for (stream, kind) in [(1, "error"), (3, "data")] {
+        let block = headers.pairs(&[("streamtype", kind), ("port", "80")]);
+        let [.., x, y, z] = (10 + block.len()).to_be_bytes();
+        sent.extend([0x80, 3, 0, 1, 0, x, y, z, 0, 0, 0, stream, 0, 0, 0, 0, 0, 0]);
+        sent.extend(block);
+    }
+    sent.extend([0, 0, 0, 3, 1, 0, 0, 4]);
+    sent.extend(b"four");
+    // Messages need not be frames.
+    for piece in sent.chunks(7) {
+        let message = Message::Binary(Bytes::copy_from_slice(piece));
+        outer.socket.send(message).await.unwrap();
+    }
+    let mut got = Vec::new();
+    while !got.windows(7).any(|bytes| bytes == b"4 bytes") {
+        let message = outer.socket.next().await.unwrap().unwrap();
+        got.extend(message.into_data());
+    }
+    drop(outer);
+    fixture.backend.lives(0).await;
+}
