@@ -2,22 +2,29 @@
 
 use super::{IMAGE, VOLUME, in_own_mounts, process, run_as, shell, volume};
 use crate::container::mounts::Source;
-use crate::layout;
 use crate::users::{Ids, Users};
-use guest_api::proto::{Capabilities, IdRange, User, UserNamespace};
+use crate::{layout, network};
+use guest_api::proto::{Capabilities, IdRange, Nic, User, UserNamespace};
+use nix::sched::CloneFlags;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::rc::Rc;
 
 /// The users of a pod that has the users and groups from 1000 and 2000 on.
 fn own_users() -> Rc<Users> {
+    users_with(&[])
+}
+
+/// As [`own_users`], with these interfaces.
+fn users_with(nics: &[Nic]) -> Rc<Users> {
     let range = |first| Some(IdRange { first, count: 500 });
     let wanted = UserNamespace {
         uids: range(1000),
         gids: range(2000),
     };
     let ids = Ids::check(&wanted).unwrap();
-    Rc::new(Users::create(ids, &[]).unwrap())
+    Rc::new(Users::create(ids, nics).unwrap())
 }
 
 fn granted(names: &[&str]) -> Capabilities {
@@ -157,5 +164,41 @@ fn a_privileged_container_does_not_own_the_guests_devices() {
                 "{said}"
             );
         }
+    });
+}
+
+#[test]
+fn interfaces_become_the_user_namespaces() {
+    let name = "in_user_namespace::interfaces_become_the_user_namespaces";
+    in_own_mounts(name, || {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        // The other end is in it, and is to stay when this process leaves.
+        let _initial = fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let words = "link add name va address 02:00:00:00:00:01 type veth peer name vb";
+        let made = Command::new("ip").args(words.split(' ')).status().unwrap();
+        assert!(made.success());
+        let nics = [Nic {
+            name: "eth0".to_owned(),
+            mac: vec![2, 0, 0, 0, 0, 1],
+            addresses: vec!["10.9.9.1/24".to_owned()],
+            ..Nic::default()
+        }];
+        let users = users_with(&nics);
+        network::set_up(&nics).unwrap();
+        let mut request =
+            shell("ip addr show eth0; ip link set eth0 mtu 1300; ip link; ip link show vb");
+        process(&mut request).capabilities = Some(granted(&["NET_ADMIN"]));
+        let said = run_as(Rc::clone(&users), request.clone(), Vec::new()).unwrap();
+        assert!(said.contains("inet 10.9.9.1/24"), "{said}");
+        assert!(
+            said.contains("eth0@if") && said.contains("mtu 1300"),
+            "{said}"
+        );
+        assert!(said.contains("can't find device 'vb'"), "{said}");
+        // Made once more, as by a SetupSandbox that is repeated after a failure.
+        let again = users_with(&nics);
+        network::set_up(&nics).unwrap();
+        let said = run_as(again, request, Vec::new()).unwrap();
+        assert!(said.contains("inet 10.9.9.1/24"), "{said}");
     });
 }
