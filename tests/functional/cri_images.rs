@@ -6,12 +6,16 @@ use cri_api::v1;
 use spherule_tests::cri::{Cri, container_config, image, refused, sandbox_config};
 use spherule_tests::{Daemon, DaemonOptions};
 use tempfile::TempDir;
-use test_images::{Registry, busybox_image};
+use test_images::{Guard, PASSWORD, Registry, USER, busybox_image};
 use tonic::{Code, Status};
 
 pub(crate) const TESTS: &[Test] = &[
     ("image_has_one_id_by_every_name_and_goes_by_any", names),
     ("image_in_use_goes_with_its_container", in_use),
+    (
+        "registry_with_password_is_opened_by_the_request",
+        credentials,
+    ),
     ("failed_and_given_up_pulls_leave_nothing", failures),
 ];
 
@@ -27,17 +31,24 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> anyhow::Result<Self> {
+        Self::with(|registry| {
+            let address = registry.address();
+            Ok(format!(
+                "server = \"http://127.0.0.1:1\"\n[host.\"http://{address}\"]\n\
+                 capabilities = [\"pull\", \"resolve\"]\n"
+            ))
+        })
+    }
+
+    /// With that text in each `hosts.toml`.
+    fn with(hosts: impl FnOnce(&Registry) -> anyhow::Result<String>) -> anyhow::Result<Self> {
         let registry = Registry::start()?;
         let registries = tempfile::tempdir()?;
+        let hosts = hosts(&registry)?;
         for host in ["reg.test", "other.test", "hub.test"] {
             let host = registries.path().join(host);
             std::fs::create_dir(&host)?;
-            let address = registry.address();
-            let hosts = format!(
-                "server = \"http://127.0.0.1:1\"\n[host.\"http://{address}\"]\n\
-                 capabilities = [\"pull\", \"resolve\"]\n"
-            );
-            std::fs::write(host.join("hosts.toml"), hosts)?;
+            std::fs::write(host.join("hosts.toml"), &hosts)?;
         }
         let dir = registries.path().to_string_lossy().into_owned();
         let pinned = format!("{IMAGE}:2");
@@ -71,8 +82,13 @@ impl Fixture {
     }
 
     fn pull(&self, name: &str) -> Result<String, Status> {
+        self.pull_as(name, None)
+    }
+
+    fn pull_as(&self, name: &str, auth: Option<v1::AuthConfig>) -> Result<String, Status> {
         let request = v1::PullImageRequest {
             image: Some(image(name)),
+            auth,
             ..v1::PullImageRequest::default()
         };
         let answer = self.cri.wait(self.cri.images.clone().pull_image(request))?;
@@ -191,6 +207,71 @@ fn in_use() -> anyhow::Result<()> {
     ensure!(f.usage()?.0 > 0);
     f.cri.remove_pod(&pod)?;
     ensure!(f.usage()? == (0, 0), "{:?}", f.usage()?);
+    Ok(())
+}
+
+fn credentials() -> anyhow::Result<()> {
+    let mut guarded = None;
+    let f = Fixture::with(|registry| {
+        let door = guarded.insert(registry.guarded(Guard {
+            tls: true,
+            client_certificate: true,
+            password: true,
+        })?);
+        Ok(format!(
+            "server = \"https://{}\"\nca = {:?}\nclient = [[{:?}, {:?}]]\n",
+            door.address(),
+            door.ca(),
+            door.client_certificate(),
+            door.client_key()
+        ))
+    })?;
+    let name = format!("{IMAGE}:1");
+    let right = v1::AuthConfig {
+        username: USER.into(),
+        password: PASSWORD.into(),
+        ..v1::AuthConfig::default()
+    };
+    let auth = |change: fn(&mut v1::AuthConfig)| {
+        let mut auth = right.clone();
+        change(&mut auth);
+        Some(auth)
+    };
+    for (auth, words) in [
+        (None, "without credentials"),
+        (auth(|a| a.password = "wrong".into()), "credentials given"),
+        (auth(|a| a.identity_token = "t".into()), "credentials given"),
+        (auth(|a| a.registry_token = "t".into()), "credentials given"),
+        // Not meant for this registry, so it does not see them.
+        (
+            auth(|a| a.server_address = "https://other.test".into()),
+            "without credentials",
+        ),
+    ] {
+        refused(
+            f.pull_as(&name, auth),
+            Code::Unauthenticated,
+            &[name.as_str(), words],
+        )?;
+    }
+    let broken = v1::AuthConfig {
+        auth: "?".into(),
+        ..v1::AuthConfig::default()
+    };
+    let answer = f.pull_as(&name, Some(broken));
+    refused(answer, Code::InvalidArgument, &["auth.auth"])?;
+    ensure!(f.list()?.is_empty() && f.usage()? == (0, 0));
+    for auth in [
+        auth(|_| ()),
+        auth(|a| a.server_address = "https://reg.test/v2/".into()),
+        Some(v1::AuthConfig {
+            auth: "dXNlcjpwYXNz".into(),
+            ..v1::AuthConfig::default()
+        }),
+    ] {
+        f.pull_as(&name, auth)?;
+        f.remove(&name)?;
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use image_store::{ImageError, PullError, RegistryError};
 use pod_network::NetworkError;
-use sandbox::SandboxError;
+use sandbox::{SandboxError, chain};
 use state_store::StateError;
 use tonic::{Code, Status};
 
@@ -139,30 +139,17 @@ fn pull_code(error: &PullError) -> Code {
             Code::FailedPrecondition
         }
         PullError::GivenUp => Code::Cancelled,
-        PullError::Registry { source, .. } => match source {
+        PullError::Registry { source, .. } => match &**source {
             RegistryError::NotFound => Code::NotFound,
-            RegistryError::Unauthorized | RegistryError::Challenge { .. } => Code::Unauthenticated,
+            RegistryError::Unauthorized { .. } | RegistryError::Challenge { .. } => {
+                Code::Unauthenticated
+            }
             RegistryError::Digest { .. }
             | RegistryError::TooLong { .. }
             | RegistryError::Redirect(_) => Code::FailedPrecondition,
             _ => Code::Unavailable,
         },
     }
-}
-
-/// An error and all its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 impl From<CriError> for Status {

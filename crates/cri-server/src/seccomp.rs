@@ -1,6 +1,6 @@
 //! A container's filter of system calls, from the profile it asks for.
 
-use crate::error::{CriError, chain};
+use crate::error::CriError;
 use crate::security::Seccomp;
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
@@ -32,7 +32,7 @@ fn from_file(path: &Path, capabilities: &[String]) -> Result<Vec<u8>, CriError> 
         )
     };
     let text = read(path).map_err(|error| refused(error.to_string()))?;
-    seccomp_profile::from_json(&text, capabilities).map_err(|error| refused(chain(&error)))
+    seccomp_profile::from_json(&text, capabilities).map_err(|error| refused(sandbox::chain(&error)))
 }
 
 /// A regular file of the node, whole. Not blocking: it may be a FIFO.

@@ -1,6 +1,6 @@
 //! RuntimeService: delegates to one function a call, traces, maps errors.
 
-use crate::error::{CriError, chain};
+use crate::error::CriError;
 use crate::events_ledger::Ledger;
 use crate::pages::Pages;
 use crate::stats_figures::Figures;
@@ -15,7 +15,7 @@ use crate::{
 use cri_api::v1::runtime_service_server::RuntimeService;
 use cri_api::v1::*;
 use image_store::ImageStore;
-use sandbox::Sandboxes;
+use sandbox::{Sandboxes, chain};
 use state_store::StateStore;
 use std::future::Future;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Status: conditions, handlers, features, and what the daemon found of its node.
 
-use crate::error::{CriError, chain};
+use crate::error::CriError;
 use crate::service::RuntimeServer;
 use cri_api::v1::{
     RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus,
@@ -55,7 +55,7 @@ async fn network_condition(server: &RuntimeServer) -> RuntimeCondition {
     }
     match server.sandboxes.network_status().await {
         Ok(_) => of(true, "", String::new()),
-        Err(error) => of(false, "NetworkPluginNotReady", chain(&error)),
+        Err(error) => of(false, "NetworkPluginNotReady", sandbox::chain(&error)),
     }
 }
 

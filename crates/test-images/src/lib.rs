@@ -3,10 +3,12 @@
 
 mod archive;
 mod busybox;
+mod guarded;
 mod layer;
 mod registry;
 
 pub use archive::{Compression, ImageBuilder};
 pub use busybox::{BUSYBOX, busybox_image};
+pub use guarded::{Guard, GuardedRegistry, PASSWORD, USER};
 pub use layer::Layer;
 pub use registry::{REGISTRY, Registry, RegistryError};

@@ -2,7 +2,9 @@
 //! registry API (distribution-spec 1.1, "Push").
 
 use crate::archive::digest;
-use std::net::TcpListener;
+use crate::guarded::{Guard, GuardedRegistry};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use std::{fs, io, thread};
@@ -17,6 +19,9 @@ pub enum RegistryError {
     /// The program is missing, or its files cannot be written.
     #[error("{REGISTRY} cannot be started")]
     Start(#[from] io::Error),
+    /// Its certificates cannot be made.
+    #[error("certificates cannot be made")]
+    Certificates(#[from] rcgen::Error),
     /// It never answered.
     #[error("{REGISTRY} does not answer")]
     Silent,
@@ -33,56 +38,36 @@ pub enum RegistryError {
 /// A registry that ends, and whose content is removed, when it is dropped.
 #[derive(Debug)]
 pub struct Registry {
-    child: Child,
-    address: String,
+    server: Server,
     agent: ureq::Agent,
-    _dir: TempDir,
+    dir: TempDir,
+}
+
+fn data(dir: &Path) -> PathBuf {
+    dir.join("data")
 }
 
 impl Registry {
     /// Starts one and waits until it answers.
     pub fn start() -> Result<Self, RegistryError> {
         let dir = tempfile::tempdir()?;
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let file = dir.path().join("config.yml");
-        fs::write(
-            &file,
-            format!(
-                "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    \
-                 rootdirectory: {}\nhttp:\n  addr: {address}\n",
-                dir.path().join("data").display()
-            ),
-        )?;
-        let child = Command::new(REGISTRY)
-            .arg("serve")
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
+        let server = Server::start(dir.path(), &data(dir.path()), "")?;
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(60)))
             .build()
             .new_agent();
-        let registry = Self {
-            child,
-            address,
-            agent,
-            _dir: dir,
-        };
-        for _ in 0..300 {
-            if registry.agent.get(registry.url("/v2/")).call().is_ok() {
-                return Ok(registry);
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        Err(RegistryError::Silent)
+        Ok(Self { server, agent, dir })
+    }
+
+    /// Opens another door to the same content, for pulls only.
+    pub fn guarded(&self, guard: Guard) -> Result<GuardedRegistry, RegistryError> {
+        GuardedRegistry::start(&data(self.dir.path()), guard)
     }
 
     /// `127.0.0.1:<port>`, plain HTTP.
     pub fn address(&self) -> &str {
-        &self.address
+        &self.server.address
     }
 
     /// Pushes an image: its blobs as (media type, bytes), the manifest last, as
@@ -116,11 +101,48 @@ impl Registry {
     }
 
     fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        format!("http://{}{path}", self.address())
     }
 }
 
-impl Drop for Registry {
+/// The program while it runs.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: String,
+}
+
+impl Server {
+    /// Starts one with the images of `data` and waits until it answers. `rules`
+    /// go on in the `http` section of its configuration, then end it.
+    pub(crate) fn start(dir: &Path, data: &Path, rules: &str) -> Result<Self, RegistryError> {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let file = dir.join("config.yml");
+        let config = format!(
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    \
+             rootdirectory: {}\nhttp:\n  addr: {address}\n{rules}",
+            data.display()
+        );
+        fs::write(&file, config)?;
+        let child = Command::new(REGISTRY)
+            .arg("serve")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let server = Self { child, address };
+        for _ in 0..300 {
+            if TcpStream::connect(&server.address).is_ok() {
+                return Ok(server);
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Err(RegistryError::Silent)
+    }
+}
+
+impl Drop for Server {
     fn drop(&mut self) {
         // Gone already, if it failed to start.
         let _ = self.child.kill();

@@ -5,10 +5,13 @@ use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use reqwest::{Client, Url};
+use reqwest::Client;
 use serde::Deserialize;
 
-use super::registry::{RegistryError, read_limited};
+use super::{
+    hosts::Host,
+    registry::{RegistryError, read_limited},
+};
 
 /// Padding may be there or not.
 const STANDARD_LENIENT: GeneralPurpose = GeneralPurpose::new(
@@ -81,19 +84,23 @@ struct TokenResponse {
 /// Gets a bearer token from the service that a challenge names.
 pub(super) async fn fetch_token(
     client: &Client,
-    registry: &Url,
+    host: &Host,
     challenge: &Challenge,
     repository: &str,
     credentials: Option<&Credentials>,
 ) -> Result<String, RegistryError> {
+    let denied = || RegistryError::Unauthorized {
+        shown: credentials.is_some(),
+    };
     let Challenge::Bearer {
         realm,
         service,
         scope,
     } = challenge
     else {
-        return Err(RegistryError::Unauthorized);
+        return Err(denied());
     };
+    let registry = &host.base;
     let bad = || RegistryError::Challenge {
         challenge: realm.clone(),
     };
@@ -107,7 +114,9 @@ pub(super) async fn fetch_token(
         .unwrap_or_else(|| format!("repository:{repository}:pull"));
     let mut fields = vec![("scope", scope.as_str())];
     fields.extend(service.as_deref().map(|service| ("service", service)));
-    let request = match credentials {
+    // The host's own headers are for no other.
+    let is_same_host = realm.origin() == registry.origin();
+    let mut request = match credentials {
         Some(Credentials::IdentityToken(token)) => {
             fields.extend([
                 ("grant_type", "refresh_token"),
@@ -122,19 +131,18 @@ pub(super) async fn fetch_token(
             .basic_auth(username, Some(password)),
         Some(Credentials::RegistryToken(_)) | None => client.get(realm).query(&fields),
     };
+    if is_same_host {
+        request = request.headers(host.headers.clone());
+    }
     let response = request.send().await.map_err(RegistryError::request)?;
     match response.status().as_u16() {
         200 => {}
-        401 | 403 => return Err(RegistryError::Unauthorized),
+        401 | 403 => return Err(denied()),
         _ => return Err(RegistryError::status(&response)),
     }
     let (bytes, _) = read_limited(response, MAX_TOKEN_RESPONSE).await?;
-    let parsed: TokenResponse =
-        serde_json::from_slice(&bytes).map_err(|_| RegistryError::Unauthorized)?;
-    parsed
-        .token
-        .or(parsed.access_token)
-        .ok_or(RegistryError::Unauthorized)
+    let parsed: TokenResponse = serde_json::from_slice(&bytes).map_err(|_| denied())?;
+    parsed.token.or(parsed.access_token).ok_or_else(denied)
 }
 
 /// Parses a `WWW-Authenticate` header; `None` for schemes not known here.

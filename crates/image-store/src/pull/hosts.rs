@@ -6,20 +6,36 @@
 //!
 //! [host."http://127.0.0.1:5000"]
 //! capabilities = ["pull", "resolve"]
+//!
+//! [host."https://mirror.test"]
+//! ca = "ca.pem"                          # or a list of files
+//! client = [["client.pem", "client.key"]] # or one file with both
+//! dial_timeout = "3s"
+//! header = { "x-team" = "a" }            # sent to this host only
 //! ```
 //!
 //! Hosts are tried in the order of the file, the server last. Without a file a
 //! registry is reached by HTTPS under its own name.
 
+mod certificates;
+mod extras;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use reqwest::Url;
+use reqwest::{Url, header::HeaderMap};
 use serde::Deserialize;
+use toml::{Table, Value};
+
+use certificates::{ClientFiles, OneOrMany};
+use extras::HeaderValues;
 
 const DEFAULT_DIR: &str = "_default";
+/// How long a host may take to accept a connection.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Why the configuration of a registry cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +72,28 @@ pub enum HostsError {
         /// The file.
         path: PathBuf,
     },
+    /// Files that are no certificate and key to show a server.
+    #[error(
+        "{} is no client certificate with its key in PEM form: give [[\"CERTIFICATE\", \"KEY\"]], or one file with both",
+        path.display()
+    )]
+    Client {
+        /// The certificate's file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// A value that cannot be used.
+    #[error("{}: {key}: {message}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key at fault.
+        key: String,
+        /// What is wrong with it, and what would be right.
+        message: String,
+    },
 }
 
 /// One address to try.
@@ -69,9 +107,28 @@ pub(super) struct Host {
     pub(super) resolves: bool,
     pub(super) skip_verify: bool,
     pub(super) certificates: Vec<reqwest::Certificate>,
+    /// What it is shown, if it asks for a certificate.
+    pub(super) identity: Option<reqwest::Identity>,
+    /// Sent with each request to it.
+    pub(super) headers: HeaderMap,
+    pub(super) dial_timeout: Duration,
 }
 
 impl Host {
+    /// A registry without a word about it in a file.
+    fn plain(base: Url) -> Self {
+        Self {
+            base,
+            is_server: true,
+            resolves: true,
+            skip_verify: false,
+            certificates: Vec::new(),
+            identity: None,
+            headers: HeaderMap::new(),
+            dial_timeout: DIAL_TIMEOUT,
+        }
+    }
+
     /// Host, and port if it is not the scheme's own.
     pub(super) fn name(&self) -> String {
         let host = self.base.host_str().unwrap_or_default();
@@ -82,25 +139,16 @@ impl Host {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    server: Option<String>,
-    capabilities: Option<Vec<Capability>>,
-    ca: Option<OneOrMany>,
-    #[serde(default)]
-    skip_verify: bool,
-    #[serde(default)]
-    override_path: bool,
-    #[serde(default)]
-    host: toml::Table,
-}
-
+/// What the file says of one address; at its top, of the server.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct HostTable {
     capabilities: Option<Vec<Capability>>,
     ca: Option<OneOrMany>,
+    client: Option<ClientFiles>,
+    #[serde(default)]
+    header: HeaderValues,
+    dial_timeout: Option<String>,
     #[serde(default)]
     skip_verify: bool,
     #[serde(default)]
@@ -113,13 +161,6 @@ enum Capability {
     Pull,
     Resolve,
     Push,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(PathBuf),
-    Many(Vec<PathBuf>),
 }
 
 /// The addresses of `registry`, in the order to try them.
@@ -136,13 +177,7 @@ pub(super) fn load(dir: Option<&Path>, registry: &str) -> Result<Vec<Host>, Host
         }
     }
     let base = url(&format!("https://{registry}"), false, Path::new(registry))?;
-    Ok(vec![Host {
-        base,
-        is_server: true,
-        resolves: true,
-        skip_verify: false,
-        certificates: Vec::new(),
-    }])
+    Ok(vec![Host::plain(base)])
 }
 
 fn parse(text: &str, path: &Path, dir: &Path, registry: &str) -> Result<Vec<Host>, HostsError> {
@@ -150,48 +185,70 @@ fn parse(text: &str, path: &Path, dir: &Path, registry: &str) -> Result<Vec<Host
         path: path.to_owned(),
         source: Box::new(source),
     };
-    let file: File = toml::from_str(text).map_err(invalid)?;
-    let server_text = file.server.unwrap_or_else(|| format!("https://{registry}"));
-    let server = url(&server_text, file.override_path, path)?;
+    let mut file: Table = toml::from_str(text).map_err(invalid)?;
+    let server = file.remove("server").map(Value::try_into::<String>);
+    let server = server.transpose().map_err(within("server", invalid))?;
+    let addresses = file.remove("host").map(Value::try_into::<Table>);
+    let addresses = addresses.transpose().map_err(within("host", invalid))?;
+
+    let own: HostTable = file.try_into().map_err(invalid)?;
+    let server = server.unwrap_or_else(|| format!("https://{registry}"));
+    let server = url(&server, own.override_path, path)?;
     let mut tables = Vec::new();
-    for (address, table) in file.host {
-        let table: HostTable = table.try_into().map_err(|source: toml::de::Error| {
-            // Which of the tables it is, the error does not know.
-            invalid(serde::de::Error::custom(format!(
-                "[host.{address:?}]: {}",
-                source.message()
-            )))
-        })?;
+    for (address, table) in addresses.unwrap_or_default() {
+        let table = table.try_into::<HostTable>();
+        let table = table.map_err(within(&format!("[host.{address:?}]"), invalid))?;
         tables.push((url(&address, table.override_path, path)?, table));
     }
-    let own = HostTable {
-        capabilities: file.capabilities,
-        ca: file.ca,
-        skip_verify: file.skip_verify,
-        override_path: file.override_path,
-    };
     if !tables.iter().any(|(base, _)| *base == server) {
         tables.push((server.clone(), own));
     }
     let mut hosts = Vec::new();
     for (base, table) in tables {
-        let can = |capability| {
-            table
-                .capabilities
-                .as_ref()
-                .is_none_or(|listed| listed.contains(&capability))
-        };
-        if can(Capability::Pull) {
-            hosts.push(Host {
-                is_server: base == server,
-                base,
-                resolves: can(Capability::Resolve),
-                skip_verify: table.skip_verify,
-                certificates: certificates(table.ca, dir)?,
-            });
-        }
+        let is_server = base == server;
+        hosts.extend(host(base, is_server, table, path, dir)?);
     }
     Ok(hosts)
+}
+
+/// Says in which part of the file an error is, which the error does not know.
+fn within(
+    place: &str,
+    invalid: impl Fn(toml::de::Error) -> HostsError,
+) -> impl FnOnce(toml::de::Error) -> HostsError {
+    move |error| {
+        let text = format!("{place}: {}", error.message());
+        invalid(serde::de::Error::custom(text))
+    }
+}
+
+/// The host that a table describes; none if it may not be pulled from.
+fn host(
+    base: Url,
+    is_server: bool,
+    table: HostTable,
+    path: &Path,
+    dir: &Path,
+) -> Result<Option<Host>, HostsError> {
+    let can = |capability| {
+        let listed = table.capabilities.as_ref();
+        listed.is_none_or(|listed| listed.contains(&capability))
+    };
+    if !can(Capability::Pull) {
+        return Ok(None);
+    }
+    let resolves = can(Capability::Resolve);
+    let dial_timeout = table.dial_timeout.as_deref();
+    Ok(Some(Host {
+        is_server,
+        resolves,
+        skip_verify: table.skip_verify,
+        certificates: certificates::trusted(table.ca, dir)?,
+        identity: certificates::identity(table.client, path, dir)?,
+        headers: table.header.parse(path)?,
+        dial_timeout: extras::dial_timeout(dial_timeout, path)?.unwrap_or(DIAL_TIMEOUT),
+        base,
+    }))
 }
 
 fn url(text: &str, override_path: bool, path: &Path) -> Result<Url, HostsError> {
@@ -214,31 +271,6 @@ fn url(text: &str, override_path: bool, path: &Path) -> Result<Url, HostsError> 
     }
     url.set_path(&(base + "/"));
     Ok(url)
-}
-
-fn certificates(
-    files: Option<OneOrMany>,
-    dir: &Path,
-) -> Result<Vec<reqwest::Certificate>, HostsError> {
-    let files = match files {
-        None => return Ok(Vec::new()),
-        Some(OneOrMany::One(file)) => vec![file],
-        Some(OneOrMany::Many(files)) => files,
-    };
-    let mut certificates = Vec::new();
-    for file in files {
-        let path = dir.join(file);
-        let pem = fs::read(&path).map_err(|source| HostsError::Read {
-            path: path.clone(),
-            source,
-        })?;
-        let found = reqwest::Certificate::from_pem_bundle(&pem).unwrap_or_default();
-        if found.is_empty() {
-            return Err(HostsError::Certificate { path });
-        }
-        certificates.extend(found);
-    }
-    Ok(certificates)
 }
 
 #[cfg(test)]
@@ -324,12 +356,51 @@ mod tests {
             format!("{error}: {}", cause.unwrap_or_default())
         };
         assert!(refusal("sever = 'x'").contains("sever"));
-        assert!(refusal("[host.'http://a.test']\nclient = 'x'").contains("client"));
-        assert!(refusal("[host.'http://a.test']\nclient = 'x'").contains("a.test"));
+        assert!(refusal("[host.'http://a.test']\nclint = 'x'").contains("clint"));
+        assert!(refusal("[host.'http://a.test']\nclint = 'x'").contains("a.test"));
+        assert!(refusal("server = 1").contains("server"));
+        assert!(refusal("host = 1").contains("host"));
+        assert!(refusal("[host.'http://a.test']\nclient = 'missing.pem'").contains("missing.pem"));
+        assert!(refusal("client = [['a.pem', 'a.key'], ['b.pem', 'b.key']]").contains("one"));
+        assert!(refusal("client = 1").contains("client"));
+        for time in ["5", "0s", "-1s", "soon", ""] {
+            let text = refusal(&format!("dial_timeout = {time:?}"));
+            assert!(text.contains("dial_timeout"), "{text}");
+        }
+        for header in ["'a b' = 'x'", "a = 'x\\ny'", "host = 'x'", "a = 1"] {
+            let text = refusal(&format!("[header]\n{}", header.replace('\'', "\"")));
+            assert!(text.contains("header"), "{text}");
+        }
         assert!(refusal("capabilities = ['fly']").contains("fly"));
         assert!(refusal("server = 'ftp://x'").contains("ftp://x"));
         assert!(refusal("ca = 'missing.pem'").contains("missing.pem"));
         assert!(refusal("= 1").contains("not valid"));
+    }
+
+    #[test]
+    fn headers_and_the_time_to_connect_belong_to_their_host() {
+        let hosts = parse_text(
+            r#"
+            server = "https://up.test"
+            dial_timeout = "2s"
+            [host."https://a.test"]
+            dial_timeout = "1m30s"
+            [host."https://a.test".header]
+            x-team = "a"
+            x-many = ["b", "c"]
+            "#,
+        )
+        .unwrap();
+        let [mirror, server] = &hosts[..] else {
+            panic!("{hosts:?}")
+        };
+        assert_eq!(mirror.dial_timeout, Duration::from_secs(90));
+        assert_eq!(mirror.headers["x-team"], "a");
+        assert_eq!(mirror.headers.get_all("x-many").iter().count(), 2);
+        assert_eq!(server.dial_timeout, Duration::from_secs(2));
+        assert!(server.headers.is_empty());
+        // It may be a secret.
+        assert!(mirror.headers["x-team"].is_sensitive());
     }
 
     #[test]

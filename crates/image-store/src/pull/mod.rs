@@ -62,17 +62,24 @@ pub enum PullError {
     /// Nobody waits for it any more.
     #[error("the pull was given up by all who asked for it")]
     GivenUp,
-    /// The last host that was tried failed.
-    #[error("cannot get {what} from {host}")]
+    /// All hosts failed.
+    #[error("cannot get {what} {}from {host}", mirrors(.before))]
     Registry {
         /// A manifest's or blob's name.
         what: String,
-        /// The address.
+        /// The address of the last one.
         host: String,
+        /// What the others said, each with its address.
+        before: Vec<String>,
         /// The reason.
         #[source]
-        source: RegistryError,
+        source: Box<RegistryError>,
     },
+}
+
+fn mirrors(failures: &[String]) -> String {
+    let told = failures.iter().map(|failure| format!("from {failure}; "));
+    told.collect()
 }
 
 /// How far a part of a pull is.

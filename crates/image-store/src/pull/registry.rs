@@ -1,6 +1,6 @@
 //! One address of a registry: requests, authentication, retries.
 
-use std::{sync::Once, time::Duration};
+use std::{error::Error, io, sync::Once, time::Duration};
 
 use reqwest::{Client, Response, StatusCode, Url, header};
 use tokio::sync::Mutex;
@@ -11,13 +11,14 @@ use super::{
 };
 use crate::Digest;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Without a byte for this long a transfer counts as broken.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: usize = 10;
 /// Tries of each request, the first included, and the wait before the second;
 /// each further wait is twice as long.
-pub(super) const ATTEMPTS: u32 = 5;
+const ATTEMPTS: u32 = 5;
+/// Tries of a connection that is not accepted.
+const CONNECT_ATTEMPTS: u32 = 2;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// The longest wait that a registry may ask for.
 const MAX_WAIT: Duration = Duration::from_secs(30);
@@ -42,9 +43,13 @@ pub enum RegistryError {
     NotFound,
     /// The registry wants other credentials, or any.
     #[error(
-        "the registry denies access: the image does not exist, or it needs (other) credentials"
+        "the registry denies access {}, or the image does not exist",
+        if *.shown { "with the credentials given" } else { "without credentials" }
     )]
-    Unauthorized,
+    Unauthorized {
+        /// Whether it was shown any.
+        shown: bool,
+    },
     /// An authentication that cannot be done.
     #[error("the registry asks for an authentication that is not supported: {challenge:?}")]
     Challenge {
@@ -109,20 +114,25 @@ impl RegistryError {
         }
     }
 
-    /// Whether the same request may succeed a little later.
-    fn is_transient(&self) -> bool {
+    /// How often the same request is worth a try.
+    fn attempts(&self) -> u32 {
         match self {
-            Self::Request(error) => !error.is_builder(),
-            Self::TooShort { .. } => true,
-            Self::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
-            _ => false,
+            Self::Request(error) if error.is_builder() || is_tls(error) => 1,
+            // Nobody is there; another host may be.
+            Self::Request(error) if error.is_connect() => CONNECT_ATTEMPTS,
+            Self::Request(_) | Self::TooShort { .. } => ATTEMPTS,
+            Self::Status {
+                status: 408 | 429 | 500 | 502 | 503 | 504,
+                ..
+            } => ATTEMPTS,
+            _ => 1,
         }
     }
 
     /// How long to wait before try number `attempt` (the first is 0); `None`
     /// if there is no use in another one.
     pub(super) fn wait_before(&self, attempt: u32) -> Option<Duration> {
-        if attempt >= ATTEMPTS || !self.is_transient() {
+        if attempt >= self.attempts() {
             return None;
         }
         let wait = FIRST_WAIT * 2_u32.pow(attempt.saturating_sub(1));
@@ -132,6 +142,20 @@ impl RegistryError {
         };
         Some(wait.max(asked).min(MAX_WAIT))
     }
+}
+
+/// Whether the two do not agree on TLS: a certificate that is not believed, say.
+fn is_tls(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>();
+        // The kind that rustls' errors come as, which themselves may be lost.
+        if io.is_some_and(|io| io.kind() == io::ErrorKind::InvalidData) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 enum Authorization {
@@ -173,15 +197,17 @@ impl Endpoint {
                 attempt.follow()
             }
         });
-        let client = Client::builder()
+        let mut builder = Client::builder()
             .user_agent(USER_AGENT)
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(host.dial_timeout)
             .read_timeout(READ_TIMEOUT)
             .redirect(redirects)
             .tls_certs_merge(host.certificates.iter().cloned())
-            .tls_danger_accept_invalid_certs(host.skip_verify)
-            .build()
-            .map_err(RegistryError::Request)?;
+            .tls_danger_accept_invalid_certs(host.skip_verify);
+        if let Some(identity) = &host.identity {
+            builder = builder.identity(identity.clone());
+        }
+        let client = builder.build().map_err(RegistryError::Request)?;
         let authorization = match &credentials {
             Some(Credentials::RegistryToken(token)) => Some(Authorization::Bearer(token.clone())),
             _ => None,
@@ -266,7 +292,7 @@ impl Endpoint {
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
             StatusCode::NOT_FOUND => Err(RegistryError::NotFound),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(RegistryError::Unauthorized),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.denied()),
             _ => Err(status_with_message(response).await),
         }
     }
@@ -278,6 +304,7 @@ impl Endpoint {
         from: u64,
     ) -> Result<Response, RegistryError> {
         let mut request = self.client.get(self.url(path)?);
+        request = request.headers(self.host.headers.clone());
         if !self.host.is_server {
             request = request.query(&[("ns", &self.registry)]);
         }
@@ -295,6 +322,11 @@ impl Endpoint {
             None => request,
         };
         request.send().await.map_err(RegistryError::request)
+    }
+
+    fn denied(&self) -> RegistryError {
+        let shown = self.credentials.is_some();
+        RegistryError::Unauthorized { shown }
     }
 
     fn url(&self, path: &str) -> Result<Url, RegistryError> {
@@ -328,12 +360,12 @@ impl Endpoint {
                 }
             }
             (Challenge::Basic, _) | (_, Some(Credentials::RegistryToken(_))) => {
-                return Err(RegistryError::Unauthorized);
+                return Err(self.denied());
             }
             (Challenge::Bearer { .. }, credentials) => {
                 let token = fetch_token(
                     &self.client,
-                    &self.host.base,
+                    &self.host,
                     &challenge,
                     &self.repository,
                     credentials.as_ref(),

@@ -1,6 +1,6 @@
 //! One pull: documents first, then layers side by side, then the file system.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, error::Error, iter, sync::Arc};
 
 use reqwest::{Response, StatusCode, header};
 use tokio::{
@@ -90,7 +90,8 @@ impl Transfer {
                 PullError::Registry {
                     what: reference.to_string(),
                     host: address,
-                    source,
+                    before: Vec::new(),
+                    source: Box::new(source),
                 }
             })
         });
@@ -238,7 +239,7 @@ impl Transfer {
         expected: Option<Digest>,
     ) -> Result<(Vec<u8>, Option<String>), ImageError> {
         let limit = self.store.inner.config.limits.max_document_bytes;
-        let mut last = None;
+        let mut failures = Failures::default();
         for endpoint in self.endpoints.iter() {
             if expected.is_none() && !endpoint.host.resolves {
                 continue;
@@ -257,10 +258,10 @@ impl Transfer {
                 });
             match result {
                 Ok(found) => return Ok(found),
-                Err(error) => last = Some(self.failed(endpoint, format!("manifest {name}"), error)),
+                Err(error) => failures.add(endpoint, error),
             }
         }
-        Err(last.unwrap_or_else(|| self.no_host()))
+        Err(failures.into_error(&format!("manifest {name}"), &self.reference))
     }
 
     async fn config_document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
@@ -273,7 +274,7 @@ impl Transfer {
                 limit,
             });
         }
-        let mut last = None;
+        let mut failures = Failures::default();
         for endpoint in self.endpoints.iter() {
             match endpoint.document(descriptor.digest, descriptor.size).await {
                 Ok(bytes) => {
@@ -285,13 +286,11 @@ impl Transfer {
                     )?;
                     return Ok(bytes);
                 }
-                Err(error) => {
-                    let what = format!("configuration {}", descriptor.digest);
-                    last = Some(self.failed(endpoint, what, error));
-                }
+                Err(error) => failures.add(endpoint, error),
             }
         }
-        Err(last.unwrap_or_else(|| self.no_host()))
+        let what = format!("configuration {}", descriptor.digest);
+        Err(failures.into_error(&what, &self.reference))
     }
 
     /// Downloads the layers that are not here, unless the file system is.
@@ -356,7 +355,7 @@ impl Transfer {
         layer: &Descriptor,
         alive: &mpsc::Sender<()>,
     ) -> Result<StagedBlob, ImageError> {
-        let mut last = None;
+        let mut failures = Failures::default();
         for endpoint in self.endpoints.iter() {
             let mut sink = Sink::start(self.store.clone(), alive.clone());
             let error = match self.download(endpoint, layer, &mut sink).await {
@@ -378,9 +377,9 @@ impl Transfer {
                     return Err(ImageError::Thread);
                 }
             };
-            last = Some(self.failed(endpoint, format!("layer {}", layer.digest), error));
+            failures.add(endpoint, error);
         }
-        Err(last.unwrap_or_else(|| self.no_host()))
+        Err(failures.into_error(&format!("layer {}", layer.digest), &self.reference))
     }
 
     /// Brings the whole layer into the sink, over as many requests as it takes.
@@ -475,22 +474,44 @@ impl Transfer {
             .await
             .map_err(|_| ImageError::Thread)?
     }
+}
 
-    fn failed(&self, endpoint: &Endpoint, what: String, source: RegistryError) -> ImageError {
+/// What hosts said that did not deliver.
+#[derive(Default)]
+struct Failures(Vec<(String, RegistryError)>);
+
+impl Failures {
+    fn add(&mut self, endpoint: &Endpoint, error: RegistryError) {
         let host = endpoint.host.base.to_string();
-        tracing::debug!(image = %self.reference, host, what, error = %source, "a host did not deliver");
+        tracing::debug!(host, %error, "a host did not deliver");
+        self.0.push((host, error));
+    }
+
+    fn into_error(mut self, what: &str, reference: &Reference) -> ImageError {
+        let Some((host, source)) = self.0.pop() else {
+            let registry = reference.registry.clone().unwrap_or_default();
+            return PullError::NoHost { registry }.into();
+        };
+        let before = self.0.iter();
         PullError::Registry {
-            what: format!("{what} of {}", self.reference),
+            what: format!("{what} of {reference}"),
             host,
-            source,
+            before: before
+                .map(|(host, error)| format!("{host}: {}", chain(error)))
+                .collect(),
+            source: Box::new(source),
         }
         .into()
     }
+}
 
-    fn no_host(&self) -> ImageError {
-        let registry = self.reference.registry.clone().unwrap_or_default();
-        PullError::NoHost { registry }.into()
-    }
+/// An error and its causes in one line.
+fn chain(error: &RegistryError) -> String {
+    let first = Some(error as &dyn Error);
+    let texts: Vec<_> = iter::successors(first, |&error| error.source())
+        .map(ToString::to_string)
+        .collect();
+    texts.join(": ")
 }
 
 /// Whether the answer is the rest of a blob, from byte `from` on.

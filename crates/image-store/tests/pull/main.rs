@@ -10,6 +10,7 @@ mod real;
 mod scripted;
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -330,6 +331,40 @@ async fn pulls_of_one_image_at_once_share_the_work() {
     assert!(ids.iter().all(|id| *id == ids[0]));
     let layer = format!("/v2/app/blobs/{}", image.layer_digest(0));
     assert_eq!(server.requests(&layer).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_of_the_file_reach_their_host_and_its_token_service_only() {
+    let image = TestImage::new(1, 10);
+    let mirror = Server::start(HashMap::new());
+    let server = Server::start(image.content("app", "1"));
+    server.require_token("secret-token", "user", "pass");
+    let fixture = Fixture::new(&format!(
+        "server = \"http://{}\"\n[header]\nx-team = \"a\"\n[host.\"http://{}\".header]\nx-mirror = [\"b\", \"c\"]\n",
+        server.address(),
+        mirror.address()
+    ));
+    let credentials = Credentials::Basic {
+        username: "user".into(),
+        password: "pass".into(),
+    };
+    let pulled = fixture
+        .store
+        .pull("reg.test/app:1", Some(credentials), |_| {});
+    pulled.await.unwrap();
+    assert!(!server.requests("/token").is_empty());
+    for request in server.requests("") {
+        assert!(
+            request.contains("x-team: a") && !request.contains("x-mirror"),
+            "{request}"
+        );
+    }
+    for request in mirror.requests("") {
+        assert!(
+            request.contains("x-mirror: b\nx-mirror: c") && !request.contains("x-team"),
+            "{request}"
+        );
+    }
 }
 
 fn is_installed(program: &str) -> bool {
