@@ -16,7 +16,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use image_store::{Config, Credentials, Image, ImageError, ImageStore, Progress, Status};
+use image_store::{
+    Config, Credentials, Image, ImageError, ImageLimits, ImageStore, Progress, Status,
+};
 use state_store::StateStore;
 
 use image::TestImage;
@@ -201,6 +203,42 @@ async fn lies_are_refused_and_leave_nothing_behind() {
         .refusal(&format!("reg.test/app@{asked}"))
         .await;
     assert!(text.contains("asked for was"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn layers_that_end_early_or_unpack_to_too_much_leave_nothing_behind() {
+    let image = TestImage::new(2, 200_000);
+    let mut content = image.content("app", "1");
+    let layer = format!("/v2/app/blobs/{}", image.layer_digest(1));
+    content.insert(layer.clone(), image.layers[1][..1000].to_vec());
+    let server = Server::start(content);
+    let text = Fixture::for_server(&server).refusal("reg.test/app:1").await;
+    assert!(text.contains("sent 1000 of"), "{text}");
+
+    let server = Server::start(image.content("app", "1"));
+    let hosts = format!("server = \"http://{}\"", server.address());
+    let with = |limits: ImageLimits| {
+        Fixture::with(&hosts, |_| Config {
+            limits,
+            ..Config::default()
+        })
+    };
+    // Each layer is within it, both together are not.
+    let unpacked = ImageLimits {
+        max_unpacked_bytes: 300_000,
+        ..ImageLimits::default()
+    };
+    let text = with(unpacked).refusal("reg.test/app:1").await;
+    assert!(text.contains("limit"), "{text}");
+    // What the manifest says is too much is not even begun.
+    let compressed = ImageLimits {
+        max_compressed_bytes: 300_000,
+        ..ImageLimits::default()
+    };
+    let before = server.requests(&layer).len();
+    let text = with(compressed).refusal("reg.test/app:1").await;
+    assert!(text.contains("over the limit of 300000"), "{text}");
+    assert_eq!(server.requests(&layer).len(), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
