@@ -1,8 +1,9 @@
-//! Linux capabilities by name, and the set a container gets.
+//! The capabilities of a container's request, by the rules that all containers of
+//! this node have.
 
 use crate::error::CriError;
 use cri_api::v1::Capability;
-use sandbox::capabilities::{ALL, DEFAULT};
+use sandbox::capabilities::{ALL, Named, full_names, granted as by_rules, parse, singles};
 use std::collections::BTreeSet;
 
 /// What a container's first process is granted, as "CAP_X", sorted.
@@ -13,72 +14,33 @@ pub(crate) struct Granted {
     pub(crate) ambient: Vec<String>,
 }
 
-/// A name as requests have it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Named {
-    All,
-    One(&'static str),
-}
-
-fn parse(field: &str, names: &[String]) -> Result<Vec<Named>, CriError> {
-    let of = |name: &String| {
-        let upper = name.to_ascii_uppercase();
-        let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        if bare == "ALL" {
-            return Some(Named::All);
-        }
-        let known = ALL.iter().find(|known| **known == bare);
-        known.map(|known| Named::One(known))
-    };
-    names
-        .iter()
-        .map(|name| {
-            of(name).ok_or_else(|| {
-                CriError::invalid(
-                    format!("config.linux.security_context.capabilities.{field}"),
-                    format!("{name:?} is no capability that the guest's kernel knows"),
-                )
-            })
+fn list(field: &str, names: &[String]) -> Result<Vec<Named>, CriError> {
+    let known = |name: &String| {
+        parse(name).ok_or_else(|| {
+            CriError::invalid(
+                format!("config.linux.security_context.capabilities.{field}"),
+                format!("{name:?} is no capability that the guest's kernel knows"),
+            )
         })
-        .collect()
+    };
+    names.iter().map(known).collect()
 }
 
-/// The default set or, privileged, every one; then `ALL` added, `ALL` dropped,
-/// single names added, single names dropped, as Kubernetes' runtimes agree.
+/// What the request adds to and drops from the set; ambient ones are in it.
 pub(crate) fn granted(privileged: bool, wish: &Capability) -> Result<Granted, CriError> {
-    let add = parse("add_capabilities", &wish.add_capabilities)?;
-    let drop = parse("drop_capabilities", &wish.drop_capabilities)?;
-    let wanted = parse("add_ambient_capabilities", &wish.add_ambient_capabilities)?;
-    let singles = |list: &[Named]| -> Vec<&'static str> {
-        let one = |named: &Named| match named {
-            Named::One(name) => Some(*name),
-            Named::All => None,
-        };
-        list.iter().filter_map(one).collect()
-    };
-    let mut set: BTreeSet<&str> = DEFAULT.into();
-    if privileged || add.contains(&Named::All) {
-        set = ALL.into();
-    }
-    if !privileged {
-        if drop.contains(&Named::All) {
-            set.clear();
-        }
-        set.extend(singles(&add));
-        for name in singles(&drop) {
-            set.remove(name);
-        }
-    }
-    let ambient: BTreeSet<&str> = if wanted.contains(&Named::All) {
+    let add = list("add_capabilities", &wish.add_capabilities)?;
+    let drop = list("drop_capabilities", &wish.drop_capabilities)?;
+    let wanted = list("add_ambient_capabilities", &wish.add_ambient_capabilities)?;
+    let ambient: BTreeSet<_> = if wanted.contains(&Named::All) {
         ALL.into()
     } else {
-        singles(&wanted).into_iter().collect()
+        singles(&wanted).collect()
     };
+    let mut set = by_rules(privileged, &add, &drop);
     set.extend(&ambient);
-    let named = |set: BTreeSet<&str>| set.into_iter().map(|name| format!("CAP_{name}")).collect();
     Ok(Granted {
-        capabilities: named(set),
-        ambient: named(ambient),
+        capabilities: full_names(&set),
+        ambient: full_names(&ambient),
     })
 }
 
@@ -95,40 +57,10 @@ mod tests {
         }
     }
 
-    fn set(privileged: bool, add: &[&str], drop: &[&str]) -> Vec<String> {
-        granted(privileged, &wish(add, drop, &[]))
-            .unwrap()
-            .capabilities
-    }
-
-    #[test]
-    fn dropping_all_leaves_what_is_added() {
-        assert_eq!(
-            set(false, &["NET_BIND_SERVICE"], &["ALL"]),
-            ["CAP_NET_BIND_SERVICE"]
-        );
-        assert!(set(false, &["ALL"], &["all"]).is_empty());
-    }
-
-    #[test]
-    fn default_set_less_one_plus_one() {
-        let set = set(false, &["CAP_NET_ADMIN"], &["chown"]);
-        assert_eq!(set.len(), DEFAULT.len());
-        assert!(set.contains(&"CAP_NET_ADMIN".to_owned()));
-        assert!(!set.contains(&"CAP_CHOWN".to_owned()));
-    }
-
-    #[test]
-    fn add_all_and_privileged_have_every_one() {
-        assert_eq!(set(false, &["ALL"], &[]).len(), ALL.len());
-        assert_eq!(set(false, &["ALL"], &["CHOWN"]).len(), ALL.len() - 1);
-        assert_eq!(set(true, &[], &["ALL"]).len(), ALL.len());
-    }
-
     #[test]
     fn ambient_ones_are_in_every_set() {
-        let granted = granted(false, &wish(&[], &["ALL"], &["NET_RAW"])).unwrap();
-        assert_eq!(granted.capabilities, ["CAP_NET_RAW"]);
+        let granted = granted(false, &wish(&["CHOWN"], &["ALL"], &["NET_RAW"])).unwrap();
+        assert_eq!(granted.capabilities, ["CAP_CHOWN", "CAP_NET_RAW"]);
         assert_eq!(granted.ambient, ["CAP_NET_RAW"]);
     }
 

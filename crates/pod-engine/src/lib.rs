@@ -14,7 +14,6 @@
 //! Locks: the list of pods, then a pod's record; neither is held over an await.
 
 mod backoff;
-mod capabilities;
 mod container_task;
 mod engine;
 mod error;

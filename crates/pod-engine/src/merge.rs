@@ -1,10 +1,9 @@
 //! What a container's process is: the image's configuration and the manifest,
 //! merged as the kubelet does.
 
-use crate::capabilities;
 use crate::expand::expand;
-use crate::manifest::{Container, PodSecurityContext};
-use sandbox::ProcessSpec;
+use crate::manifest::{Container, PodSecurityContext, SecurityContext};
+use sandbox::{ProcessSpec, capabilities};
 
 /// PATH of a container whose image and manifest name none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -62,10 +61,22 @@ pub(crate) fn process(
             .iter()
             .filter_map(|id| u32::try_from(*id).ok())
             .collect(),
-        capabilities: capabilities::granted(context.privileged, &context.capabilities),
+        capabilities: granted(context),
         no_new_privileges: context.allow_privilege_escalation == Some(false),
         ..ProcessSpec::default()
     })
+}
+
+/// The capabilities of a checked manifest.
+fn granted(context: &SecurityContext) -> Vec<String> {
+    let named = |list: &[String]| -> Vec<_> {
+        list.iter()
+            .filter_map(|name| capabilities::parse(name))
+            .collect()
+    };
+    let wish = &context.capabilities;
+    let (add, drop) = (named(&wish.add), named(&wish.drop));
+    capabilities::full_names(&capabilities::granted(context.privileged, &add, &drop))
 }
 
 fn check_non_root(uid: Option<i64>, image_user: &str) -> Result<(), MergeError> {

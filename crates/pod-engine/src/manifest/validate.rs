@@ -283,7 +283,7 @@ fn security(path: &str, context: &SecurityContext, faults: &mut Faults<'_>) {
         ("drop", &context.capabilities.drop),
     ] {
         for (i, name) in list.iter().enumerate() {
-            if crate::capabilities::parse(name).is_none() {
+            if sandbox::capabilities::parse(name).is_none() {
                 let message =
                     format!("{name:?} is no capability; write for example NET_ADMIN or ALL");
                 faults.add(format!("{path}.capabilities.{field}[{i}]"), message);
