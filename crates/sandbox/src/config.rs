@@ -51,6 +51,9 @@ pub struct Timeouts {
     pub agent_ready: Duration,
     /// One call to the agent.
     pub call: Duration,
+    /// A call that changes, ends or removes what is there: below the patience of a
+    /// kubelet, whom a hung guest must not hold up.
+    pub control: Duration,
     /// A call for figures: a silent guest delays only its own answer.
     pub stats: Duration,
     /// An orderly end of the guest, before its VMM is told to end it.
@@ -66,6 +69,7 @@ impl Default for Timeouts {
         Self {
             agent_ready: Duration::from_secs(120),
             call: Duration::from_secs(180),
+            control: Duration::from_secs(60),
             stats: Duration::from_secs(5),
             shutdown: Duration::from_secs(10),
             vmm_exit: Duration::from_secs(5),

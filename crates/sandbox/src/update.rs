@@ -31,7 +31,8 @@ pub(crate) async fn container(
     });
     let live = entry.require_live()?;
     let what = "change the container's limits";
-    live.call(what, call, &inner.config.timeouts).await?;
+    let limit = inner.config.timeouts.control;
+    live.call_within(what, call, limit).await?;
     item.record.update(|c| c.spec.resources = limits).await
 }
 
@@ -52,6 +53,7 @@ pub(crate) async fn sandbox(
         resources: Some(vm_plan::resources(&limits)),
     });
     let what = "change the sandbox's limits";
-    live.call(what, call, &inner.config.timeouts).await?;
+    let limit = inner.config.timeouts.control;
+    live.call_within(what, call, limit).await?;
     entry.record.update(|s| s.spec.resources = limits).await
 }

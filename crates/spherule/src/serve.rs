@@ -22,6 +22,7 @@ use sandbox::Sandboxes;
 use state_store::StateStore;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -80,6 +81,10 @@ pub(crate) struct Args {
     /// How long a guest may take from its boot to its agent's greeting
     #[arg(long, value_parser = humantime::parse_duration, default_value = "120s")]
     agent_timeout: Duration,
+    /// Most pods that are booted at a time; others wait their turn [default: twice
+    /// the number of CPUs]
+    #[arg(long)]
+    parallel_boots: Option<NonZero<usize>>,
     /// Pause before the second restart of a container (the first is at once);
     /// doubles up to five minutes
     #[arg(long, value_parser = humantime::parse_duration, default_value = "10s")]
@@ -147,6 +152,9 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     config.extra_cmdline = args.kernel_args;
     config.timeouts.agent_ready = args.agent_timeout;
     args.network.apply(&mut config);
+    if let Some(boots) = args.parallel_boots {
+        config.max_parallel_boots = boots.get();
+    }
     let sandboxes = Sandboxes::open(config, &state, images.clone()).await?;
     let mut config = pod_engine::Config::new(&root);
     config.restart_backoff.base = args.restart_backoff;

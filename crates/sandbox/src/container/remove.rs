@@ -72,7 +72,8 @@ pub(crate) async fn undo_container_step(
                 container_id: item.id.clone(),
             });
             let what = "remove the container";
-            match live.call(what, call, &inner.config.timeouts).await {
+            let limit = inner.config.timeouts.control;
+            match live.call_within(what, call, limit).await {
                 Ok(_) | Err(SandboxError::VmDied { .. }) => Ok(()),
                 Err(error) => Err(error),
             }

@@ -1,4 +1,6 @@
-//! Ending a container: its stop signal, a time of grace, SIGKILL.
+//! Ending a container: its stop signal, a time of grace, SIGKILL. A guest that
+//! does not even take the signals is given up after a while; its caller can end
+//! the sandbox.
 
 use crate::Inner;
 use crate::error::SandboxError;
@@ -34,7 +36,8 @@ pub(crate) async fn stop(
     if !grace.is_zero() {
         let own = item.record.read(|c| c.spec.stop_signal);
         let signal = signal.unwrap_or(if own == 0 { SIGTERM } else { own });
-        match send(inner, &live, item, signal, false).await {
+        let limit = grace.min(inner.config.timeouts.control);
+        match send(&live, item, signal, false, limit).await {
             Ok(()) if wait_exited(item, grace).await => return Ok(()),
             Ok(()) => {}
             Err(_) if !running(item) => return Ok(()),
@@ -43,7 +46,10 @@ pub(crate) async fn stop(
             }
         }
     }
-    let killed = send(inner, &live, item, SIGKILL, true).await;
+    let killed = send(&live, item, SIGKILL, true, inner.config.timeouts.control).await;
+    if matches!(killed, Err(SandboxError::AgentTimeout { .. })) && running(item) {
+        return killed;
+    }
     let limit = KILL_LIMIT + inner.config.timeouts.drain;
     if wait_exited(item, limit).await {
         return Ok(());
@@ -58,11 +64,11 @@ pub(crate) async fn stop(
 }
 
 async fn send(
-    inner: &Arc<Inner>,
     live: &Live,
     item: &ContainerEntry,
     signal: u32,
     all: bool,
+    limit: Duration,
 ) -> Result<(), SandboxError> {
     let call = Call::SignalContainer(SignalContainerRequest {
         container_id: item.id.clone(),
@@ -70,9 +76,7 @@ async fn send(
         all,
     });
     let what = "signal the container";
-    live.call(what, call, &inner.config.timeouts)
-        .await
-        .map(|_| ())
+    live.call_within(what, call, limit).await.map(|_| ())
 }
 
 /// Waits for the exit's record; says whether it came.
