@@ -2,8 +2,9 @@
 
 use image_store::{ImageError, PullError, RegistryError};
 use pod_network::NetworkError;
-use sandbox::{SandboxError, chain};
+use sandbox::{GuestCode, SandboxError, chain};
 use state_store::StateError;
+use std::io;
 use tonic::{Code, Status};
 
 /// Why a call failed.
@@ -93,6 +94,7 @@ impl CriError {
     }
 }
 
+// No catch-all: who adds a variant decides its code.
 fn sandbox_code(error: &SandboxError) -> Code {
     match error {
         SandboxError::Invalid { .. } => Code::InvalidArgument,
@@ -100,7 +102,9 @@ fn sandbox_code(error: &SandboxError) -> Code {
         | SandboxError::NoSuchContainer(_)
         | SandboxError::Image { .. } => Code::NotFound,
         SandboxError::Exists { .. } => Code::AlreadyExists,
-        SandboxError::WrongState { .. } => Code::FailedPrecondition,
+        SandboxError::WrongState { .. } | SandboxError::RunDirTooLong { .. } => {
+            Code::FailedPrecondition
+        }
         SandboxError::Cancelled(_) => Code::Cancelled,
         SandboxError::AgentTimeout { .. } | SandboxError::ExecTimeout { .. } => {
             Code::DeadlineExceeded
@@ -110,8 +114,35 @@ fn sandbox_code(error: &SandboxError) -> Code {
             _ => Code::Unavailable,
         },
         SandboxError::VmDied { .. } => Code::Unavailable,
-        _ => Code::Internal,
+        SandboxError::Guest { code, .. } => guest_code(*code),
+        SandboxError::File { source, .. } if is_full(source) => Code::ResourceExhausted,
+        SandboxError::File { .. }
+        | SandboxError::Vmm { .. }
+        | SandboxError::Mkfs { .. }
+        | SandboxError::State { .. }
+        | SandboxError::TaskDied(_) => Code::Internal,
     }
+}
+
+/// What the agent in the guest says. Things that it misses or has already are not
+/// the sandbox or container that the call is about: the records know those.
+fn guest_code(code: GuestCode) -> Code {
+    match code {
+        GuestCode::InvalidArgument | GuestCode::NotFound => Code::InvalidArgument,
+        GuestCode::FailedPrecondition => Code::FailedPrecondition,
+        GuestCode::ResourceExhausted => Code::ResourceExhausted,
+        GuestCode::DeadlineExceeded => Code::DeadlineExceeded,
+        GuestCode::Unimplemented => Code::Unimplemented,
+        GuestCode::Unavailable => Code::Unavailable,
+        GuestCode::AlreadyExists | GuestCode::Internal | GuestCode::Unspecified => Code::Internal,
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 fn image_code(error: &ImageError) -> Code {
@@ -127,8 +158,12 @@ fn image_code(error: &ImageError) -> Code {
         | ImageError::Layer { .. }
         | ImageError::DiffId { .. }
         | ImageError::Content { .. }
+        | ImageError::Archive(_)
         | ImageError::TooLarge { .. } => Code::FailedPrecondition,
-        _ => Code::Internal,
+        ImageError::Io { .. }
+        | ImageError::State(_)
+        | ImageError::Write(_)
+        | ImageError::Thread => Code::Internal,
     }
 }
 
@@ -147,7 +182,9 @@ fn pull_code(error: &PullError) -> Code {
             RegistryError::Digest { .. }
             | RegistryError::TooLong { .. }
             | RegistryError::Redirect(_) => Code::FailedPrecondition,
-            _ => Code::Unavailable,
+            RegistryError::Request(_)
+            | RegistryError::Status { .. }
+            | RegistryError::TooShort { .. } => Code::Unavailable,
         },
     }
 }
@@ -155,5 +192,46 @@ fn pull_code(error: &PullError) -> Code {
 impl From<CriError> for Status {
     fn from(error: CriError) -> Self {
         Self::new(error.code(), chain(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(error: SandboxError) -> Code {
+        CriError::from(error).code()
+    }
+
+    #[test]
+    fn what_the_guest_refuses_is_told_from_what_it_fails_at() {
+        let guest = |code| SandboxError::Guest {
+            id: "c".into(),
+            what: "create the container",
+            code,
+            message: "m".into(),
+        };
+        for (said, told) in [
+            (GuestCode::InvalidArgument, Code::InvalidArgument),
+            (GuestCode::NotFound, Code::InvalidArgument),
+            (GuestCode::AlreadyExists, Code::Internal),
+            (GuestCode::ResourceExhausted, Code::ResourceExhausted),
+            (GuestCode::Unavailable, Code::Unavailable),
+            (GuestCode::Internal, Code::Internal),
+        ] {
+            assert_eq!(self::code(guest(said)), told, "{said:?}");
+        }
+    }
+
+    #[test]
+    fn full_disk_is_told_from_a_broken_one() {
+        let file = |kind: io::ErrorKind| SandboxError::File {
+            what: "cannot make",
+            path: "/x".into(),
+            source: kind.into(),
+        };
+        let full = file(io::ErrorKind::StorageFull);
+        assert_eq!(code(full), Code::ResourceExhausted);
+        assert_eq!(code(file(io::ErrorKind::Other)), Code::Internal);
     }
 }

@@ -52,6 +52,7 @@ fn info(found: &CriSandbox) -> HashMap<String, String> {
         "reason": reason,
         "vcpus": sandbox.spec.vcpus,
         "memoryMiB": sandbox.spec.memory_mib,
+        "limits": sandbox.spec.resources,
         "hostname": sandbox.spec.hostname,
         "resolvConf": sandbox.spec.resolv_conf,
         "sysctls": sandbox.spec.sysctls,

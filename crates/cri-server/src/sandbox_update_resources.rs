@@ -1,15 +1,17 @@
 //! UpdatePodSandboxResources.
 
 use crate::error::CriError;
+use crate::resources::to_spec;
 use crate::service::RuntimeServer;
-use crate::sizing::{VmSize, size};
-use cri_api::v1::{UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse};
-use sandbox::SandboxState;
+use crate::sizing::{Needs, needs};
+use cri_api::v1::{
+    LinuxContainerResources, UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse,
+};
+use sandbox::{ResourceSpec, SandboxSpec, SandboxState};
 
-/// UpdatePodSandboxResources: before the kubelet changes its containers' limits
-/// it asks whether the pod can have their sum. What the VM holds, it can: the
-/// containers' own limits are what counts inside. More than that needs a larger
-/// VM, and is refused.
+/// UpdatePodSandboxResources: limits of all containers together, in force at once.
+/// What the request leaves out stays as it is, what is -1 is limited no more. A
+/// limit that the VM could not give is refused: it cannot grow.
 pub(crate) async fn update_pod_sandbox_resources(
     server: &RuntimeServer,
     request: UpdatePodSandboxResourcesRequest,
@@ -24,21 +26,96 @@ pub(crate) async fn update_pod_sandbox_resources(
     }
     let limits = request.resources.unwrap_or_default();
     let overhead = request.overhead.unwrap_or_default();
-    let needed = size("request", &limits, &overhead, &server.config)?;
     let spec = &found.sandbox.spec;
-    let has = VmSize {
-        vcpus: spec.vcpus,
-        memory_mib: spec.memory_mib,
-    };
-    if needed.vcpus > has.vcpus || needed.memory_mib > has.memory_mib {
-        return Err(CriError::Precondition(format!(
-            "sandbox {} has a virtual machine of {} vCPUs and {} MiB, which would need {} vCPUs and {} MiB and cannot grow while it runs; recreate the pod",
-            found.id(),
-            has.vcpus,
-            has.memory_mib,
-            needed.vcpus,
-            needed.memory_mib
-        )));
+    to_spec("overhead", &overhead, spec.vcpus)?;
+    let changed = to_spec("resources", &limits, spec.vcpus)?;
+    let needed = needs("resources", &limits, &overhead, &server.config)?;
+    check_fits(spec, &needed)?;
+    let wanted = overlaid(&spec.resources, &limits, changed);
+    if wanted != spec.resources {
+        server.sandboxes.update_sandbox(found.id(), wanted).await?;
     }
     Ok(UpdatePodSandboxResourcesResponse {})
+}
+
+/// Refuses what is beyond the VM.
+fn check_fits(spec: &SandboxSpec, needed: &Needs) -> Result<(), CriError> {
+    for (field, needed, has, unit) in [
+        (
+            "memory_limit_in_bytes",
+            needed.memory_mib,
+            spec.memory_mib,
+            "MiB of memory, the guest's own included",
+        ),
+        ("cpu_quota", needed.vcpus, spec.vcpus.into(), "CPUs"),
+    ] {
+        if let Some(needed) = needed.filter(|needed| *needed > has) {
+            return Err(CriError::Precondition(format!(
+                "resources.{field}: needs {needed} {unit}; the virtual machine of sandbox {} has {has} and cannot grow while it runs: recreate the pod",
+                spec.id
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// `current` with what `wish` sets, which is `changed`.
+fn overlaid(
+    current: &ResourceSpec,
+    wish: &LinuxContainerResources,
+    changed: ResourceSpec,
+) -> ResourceSpec {
+    let mut limits = current.clone();
+    if wish.cpu_quota != 0 {
+        limits.cpu_quota_us = changed.cpu_quota_us;
+        limits.cpu_period_us = changed.cpu_period_us;
+    }
+    if wish.cpu_shares > 0 {
+        limits.cpu_weight = changed.cpu_weight;
+    }
+    if wish.memory_limit_in_bytes != 0 {
+        limits.memory_max = changed.memory_max;
+    }
+    if !wish.cpuset_cpus.is_empty() {
+        limits.cpuset_cpus = changed.cpuset_cpus;
+    }
+    if !wish.cpuset_mems.is_empty() {
+        limits.cpuset_mems = changed.cpuset_mems;
+    }
+    limits.unified.extend(changed.unified);
+    // One container over the pod's limit does not end the others.
+    limits.oom_group = false;
+    limits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overlay(current: &ResourceSpec, wish: &LinuxContainerResources) -> ResourceSpec {
+        overlaid(current, wish, to_spec("r", wish, 4).unwrap())
+    }
+
+    #[test]
+    fn only_what_is_set_changes_and_minus_one_ends_a_limit() {
+        let both = overlay(
+            &ResourceSpec::default(),
+            &LinuxContainerResources {
+                cpu_quota: 50_000,
+                memory_limit_in_bytes: 1 << 26,
+                ..LinuxContainerResources::default()
+            },
+        );
+        assert_eq!((both.cpu_quota_us, both.cpu_period_us), (50_000, 100_000));
+        assert_eq!((both.memory_max, both.oom_group), (1 << 26, false));
+        let wish = LinuxContainerResources {
+            memory_limit_in_bytes: -1,
+            cpu_shares: 512,
+            ..LinuxContainerResources::default()
+        };
+        let changed = overlay(&both, &wish);
+        assert_eq!((changed.memory_max, changed.cpu_quota_us), (0, 50_000));
+        assert!(changed.cpu_weight > 0);
+        assert_eq!(overlay(&both, &LinuxContainerResources::default()), both);
+    }
 }

@@ -28,52 +28,66 @@ pub(crate) fn vm_size(
         linux.and_then(|linux| of(linux).clone())
     };
     size(
-        "config.linux",
+        "config.linux.resources",
         &part(|linux| &linux.resources).unwrap_or_default(),
         &part(|linux| &linux.overhead).unwrap_or_default(),
         config,
     )
 }
 
-/// The size for those limits and that overhead; `context` names their parent.
-pub(crate) fn size(
+/// The least that limits need of a VM; `None` of what they do not limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Needs {
+    pub(crate) vcpus: Option<u64>,
+    /// With what the guest needs for itself.
+    pub(crate) memory_mib: Option<u64>,
+}
+
+/// What `limits` need, and besides them the pod's overhead; `context` is their
+/// field's name.
+pub(crate) fn needs(
+    context: &str,
+    limits: &LinuxContainerResources,
+    overhead: &LinuxContainerResources,
+    config: &Config,
+) -> Result<Needs, CriError> {
+    let mib = |of: &LinuxContainerResources| {
+        let bytes = u64::try_from(of.memory_limit_in_bytes).ok();
+        bytes.filter(|bytes| *bytes > 0).map(|b| b.div_ceil(MIB))
+    };
+    let own_mib = mib(overhead).unwrap_or(config.overhead_mib);
+    let (quota, period) = resources::cpu(context, limits)?;
+    Ok(Needs {
+        vcpus: (quota > 0).then(|| quota.div_ceil(period)),
+        memory_mib: mib(limits).map(|mib| mib.saturating_add(own_mib)),
+    })
+}
+
+/// The size for what `limits` need, never below the default.
+fn size(
     context: &str,
     limits: &LinuxContainerResources,
     overhead: &LinuxContainerResources,
     config: &Config,
 ) -> Result<VmSize, CriError> {
-    let bytes = |of: &LinuxContainerResources| u64::try_from(of.memory_limit_in_bytes).unwrap_or(0);
-    let own_mib = match bytes(overhead) {
-        0 => config.overhead_mib,
-        bytes => bytes.div_ceil(MIB),
-    };
-    let memory_mib = match bytes(limits) {
-        0 => config.memory_mib,
-        bytes => bytes
-            .div_ceil(MIB)
-            .saturating_add(own_mib)
-            .max(config.memory_mib),
-    };
-    let memory_mib = memory_mib.max(vm_spec::MIN_MEMORY_MIB);
+    let needs = needs(context, limits, overhead, config)?;
+    let least = config.memory_mib.max(vm_spec::MIN_MEMORY_MIB);
+    let memory_mib = needs.memory_mib.unwrap_or(0).max(least);
     if memory_mib > config.max_memory_mib {
         return Err(CriError::invalid(
-            format!("{context}.resources.memory_limit_in_bytes"),
+            format!("{context}.memory_limit_in_bytes"),
             format!(
-                "{memory_mib} MiB (with {own_mib} MiB for the guest itself); this node gives a pod at most {} MiB",
+                "{memory_mib} MiB (with what the guest itself needs); this node gives a pod at most {} MiB",
                 config.max_memory_mib
             ),
         ));
     }
-    let (quota, period) = resources::cpu(&format!("{context}.resources"), limits)?;
-    let asked = match quota {
-        0 => u64::from(config.vcpus),
-        quota => quota.div_ceil(period).max(u64::from(config.vcpus)),
-    };
+    let asked = needs.vcpus.unwrap_or(0).max(u64::from(config.vcpus));
     let most = vm_spec::MAX_VCPUS;
     let vcpus = u32::try_from(asked).ok().filter(|vcpus| *vcpus <= most);
     let vcpus = vcpus.ok_or_else(|| {
         CriError::invalid(
-            format!("{context}.resources.cpu_quota"),
+            format!("{context}.cpu_quota"),
             format!("{asked} CPUs; a pod's VM has at most {most}"),
         )
     })?;
@@ -100,7 +114,7 @@ mod tests {
 
     fn of(limits: &LinuxContainerResources, overhead_mib: i64) -> Result<VmSize, CriError> {
         let overhead = self::limits(0, overhead_mib);
-        size("c", limits, &overhead, &config())
+        size("c.resources", limits, &overhead, &config())
     }
 
     #[test]
