@@ -138,6 +138,21 @@ fn names() -> anyhow::Result<()> {
     let digest = one.repo_digests.first().context("no digest")?.clone();
     ensure!(f.usage()?.0 >= 1 << 20, "{:?}", f.usage()?);
 
+    let request = v1::ImageStatusRequest {
+        image: Some(image(&digest)),
+        verbose: true,
+    };
+    let status = f.cri.wait(f.cri.images.clone().image_status(request))?;
+    let info: serde_json::Value =
+        serde_json::from_str(status.info.get("info").context("no info")?)?;
+    ensure!(
+        info["imageSpec"]["config"]["Cmd"] == serde_json::json!(["sh"])
+            && info["chainID"]
+                .as_str()
+                .is_some_and(|id| id.starts_with("sha256:")),
+        "{info:#}"
+    );
+
     // Every form of name, and other registries, lead to the one image.
     let manifest = digest.split_once('@').context("no digest")?.1;
     for name in [
