@@ -14,6 +14,7 @@ mod cri;
 mod cri_events;
 mod cri_images;
 mod cri_refusals;
+mod cri_resources;
 mod engines;
 mod full_disk;
 mod guest_faults;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         trials("command_line", command_line::FISH, &lacking("fish")),
         trials("cri", cri::TESTS, no_engine),
         trials("cri_events", cri_events::TESTS, no_engine),
+        trials("cri_resources", cri_resources::TESTS, no_engine),
         trials("cri_refusals", cri_refusals::TESTS, no_engine),
         trials("streaming", streaming::TESTS, no_engine),
         trials("network", network::TESTS, &no_network),
