@@ -102,6 +102,24 @@ impl Cgroup {
         fs::write(&path, "1").doing(|| format!("writing to {path}"))
     }
 
+    /// Moves its processes into the cgroup above it.
+    pub(crate) fn hand_up(&self) -> Result<(), AgentError> {
+        let Some((above, _)) = self.path.rsplit_once('/') else {
+            return Ok(());
+        };
+        let path = format!("{above}/cgroup.procs");
+        for pid in self.processes()? {
+            // One that has ended meanwhile, or is about to, stays.
+            let moved = fs::write(&path, pid.as_raw_nonzero().to_string());
+            if let Err(e) = moved
+                && e.raw_os_error() != Some(libc::ESRCH)
+            {
+                return Err(e).doing(|| format!("writing to {path}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Sends `signal` to every process in it and in cgroups below it.
     pub(crate) fn signal_all(&self, signal: i32) -> Result<(), AgentError> {
         for pid in self.processes()? {

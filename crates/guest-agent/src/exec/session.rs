@@ -9,8 +9,9 @@
 //!
 //! Nothing is read from the process that the host does not take, and nothing
 //! from the host that the process does not take: both sides' buffers here are
-//! bounded, and a side that stalls holds up its own session only. The end of the
-//! connection, at any moment, is the end of the process and of all it started.
+//! bounded, and a side that stalls holds up its own session only. A connection that
+//! ends before all is said ends the process and all it started; what a process leaves
+//! behind that ended by itself goes on with its container.
 
 use super::child::Started;
 use super::request::winsize;
@@ -103,6 +104,8 @@ pub(crate) struct Session {
     written: usize,
     /// The host has closed stdin.
     input_ends: bool,
+    /// The host was told of the process's end.
+    exit_told: bool,
     /// After [`DRAIN`]: how much output is still taken.
     late: Option<usize>,
     deadline: Option<Instant>,
@@ -128,6 +131,7 @@ impl Session {
             input: Vec::new(),
             written: 0,
             input_ends: false,
+            exit_told: false,
             late: None,
             deadline: None,
             container_id: String::new(),
@@ -195,13 +199,19 @@ impl Session {
         }
     }
 
-    /// The session's cgroup with what is left in it, which is killed; for the
-    /// session's end.
-    pub(crate) fn into_cgroup(self) -> Option<Cgroup> {
-        if let Some(cgroup) = &self.cgroup {
+    /// The session's cgroup, for its end, and whether what is left in it goes on:
+    /// otherwise it was killed.
+    pub(crate) fn into_cgroup(self) -> Option<(Cgroup, bool)> {
+        self.kill_unless_told();
+        Some((self.cgroup?, self.exit_told))
+    }
+
+    fn kill_unless_told(&self) {
+        if let Some(cgroup) = &self.cgroup
+            && !self.exit_told
+        {
             let _ = cgroup.kill();
         }
-        self.cgroup
     }
 
     /// One of its descriptors is ready.
@@ -246,6 +256,7 @@ impl Session {
                 && self.stderr.is_none()
             {
                 self.say(Output::Exited(exit))?;
+                self.exit_told = true;
                 self.close();
             }
             if self.phase == Phase::Closing && !self.framed.wants_write() {
@@ -298,7 +309,7 @@ impl Session {
         self.framed.send(&ExecOutput { kind: Some(kind) })
     }
 
-    /// All is said. What is left of the process is killed.
+    /// All is said.
     fn close(&mut self) {
         self.phase = Phase::Closing;
         self.deadline = None;
@@ -306,9 +317,7 @@ impl Session {
         self.stop_input();
         self.stdout = None;
         self.stderr = None;
-        if let Some(cgroup) = &self.cgroup {
-            let _ = cgroup.kill();
-        }
+        self.kill_unless_told();
     }
 
     fn stop_input(&mut self) {

@@ -53,10 +53,11 @@ struct Watch {
     armed: EventFlags,
 }
 
-/// A cgroup whose processes are dying.
+/// A cgroup whose processes are dying, or going on in the container's.
 #[derive(Debug)]
 struct Leaving {
     cgroup: Cgroup,
+    goes_on: bool,
     again: Instant,
     wait: Duration,
 }
@@ -89,7 +90,11 @@ impl Execs {
                 Ok(()) => false,
                 Err(Errno::BUSY | Errno::NOTEMPTY) => {
                     // One may have come in from the container meanwhile.
-                    let _ = leaving.cgroup.kill();
+                    let _ = if leaving.goes_on {
+                        leaving.cgroup.hand_up()
+                    } else {
+                        leaving.cgroup.kill()
+                    };
                     leaving.wait = (leaving.wait * 2).min(LAST_RETRY);
                     leaving.again = now + leaving.wait;
                     true
@@ -283,7 +288,7 @@ impl Server {
         Ok(())
     }
 
-    /// Ends a session and all processes of it.
+    /// Ends a session, and its processes unless the first ended by itself.
     fn end_exec(&mut self, id: u64, why: Option<&ConnectionError>) {
         let Some(open) = self.execs.sessions.remove(&id) else {
             return;
@@ -302,9 +307,10 @@ impl Server {
         if let Some(pid) = open.pid {
             self.execs.by_pid.remove(&pid.as_raw_nonzero());
         }
-        if let Some(cgroup) = open.session.into_cgroup() {
+        if let Some((cgroup, goes_on)) = open.session.into_cgroup() {
             self.execs.leaving.push(Leaving {
                 cgroup,
+                goes_on,
                 again: Instant::now(),
                 wait: FIRST_RETRY,
             });

@@ -44,7 +44,12 @@ async fn commands_run_to_their_end_or_to_their_limit() {
     assert!(matches!(error, SandboxError::Guest { .. }), "{error}");
     assert!(error.to_string().contains("/no/such"), "{error}");
 
-    // The whole command goes: what it started, too.
+    // What a command leaves in the background goes on.
+    let left = "sleep 8765 > /dev/null 2>&1 &";
+    assert_eq!(node.sh(id, left).await.code, 0);
+    assert_eq!(node.sh(id, "ps | grep -q '[8]765'").await.code, 0);
+
+    // Where it is not given the time to end, the whole command goes.
     let long = args(&["sh", "-c", "sleep 4321 & sleep 4321"]);
     let limit = Some(Duration::from_secs(2));
     let late = node.sandboxes.exec_sync(id, long.clone(), limit, 10).await;
