@@ -60,6 +60,8 @@ fn main() -> ExitCode {
         .clone()
         .or(machine.no_network.clone())
         .or(lacking("iptables"));
+    let no_rules = no_network.clone().or(lacking("nft"));
+    let no_names = no_network.clone().or(lacking("dnsmasq"));
     let not_both = machine.no_kvm.clone().or(machine.no_qemu.clone());
     let no_hiding = machine.no_mounts.clone();
     let no_kvm_to_show = no_hiding.clone().or(machine.no_kvm.clone());
@@ -81,6 +83,8 @@ fn main() -> ExitCode {
         trials("cri_refusals", cri_refusals::TESTS, no_engine),
         trials("streaming", streaming::TESTS, no_engine),
         trials("network", network::TESTS, &no_network),
+        trials("network", network::RULES, &no_rules),
+        trials("network", network::NAMES, &no_names),
         trials("shares", shares::TESTS, no_engine),
         trials("shares", shares::MOUNTS, &no_disk),
         trials("cri_images", cri_images::TESTS, &no_registry),

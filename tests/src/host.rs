@@ -3,11 +3,20 @@
 //! is seen outside, and all of it goes with the last process in it.
 
 use anyhow::{Context, ensure};
-use std::io::{BufRead, BufReader, Write};
+use rustix::thread::LinkNameSpaceType;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
+
+/// Only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A host of a test's own, with a directory for the CNI's parts.
 #[derive(Debug)]
@@ -16,6 +25,8 @@ pub struct Host {
     /// Holds the namespaces; ends with its input, also where the test is killed.
     holder: Child,
     _input: ChildStdin,
+    /// What was started on it; ends with it.
+    programs: Mutex<Vec<Child>>,
 }
 
 impl Host {
@@ -29,7 +40,7 @@ impl Host {
         }
         // iptables keeps its lock in /run.
         let script = "mount -t tmpfs tmpfs /run; mkdir /run/netns; ip link set lo up; \
-                      sysctl -qw net.ipv6.conf.default.accept_dad=0; echo ready; exec cat";
+                      echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad; echo ready; exec cat";
         let mut holder = Command::new("unshare")
             .args(["--net", "--mount", "--propagation", "private"])
             .args(["sh", "-ec", script])
@@ -45,6 +56,7 @@ impl Host {
             dir,
             holder,
             _input: input,
+            programs: Mutex::default(),
         })
     }
 
@@ -94,7 +106,7 @@ impl Host {
     pub fn write_plugin(&self, name: &str, script: &str) -> anyhow::Result<()> {
         let path = self.dir.path().join("plugins").join(name);
         let new = path.with_extension("new");
-        let mut file = std::fs::File::create(&new)?;
+        let mut file = File::create(&new)?;
         write!(file, "#!/bin/sh\n{script}\n")?;
         file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
         drop(file);
@@ -116,6 +128,40 @@ impl Host {
         output(self.command(Path::new("sh")).args(["-ec", script]))
     }
 
+    /// A page as this host gets it by HTTP, or a namespace of `ip netns` on it.
+    pub fn get(&self, netns: Option<&str>, page: &str) -> anyhow::Result<Vec<u8>> {
+        let root = format!("/proc/{}", self.holder.id());
+        let path = match netns {
+            None => format!("{root}/ns/net"),
+            Some(name) => format!("{root}/root/run/netns/{name}"),
+        };
+        let netns = File::open(&path).context(path)?;
+        let get = || {
+            rustix::thread::move_into_link_name_space(
+                netns.as_fd(),
+                Some(LinkNameSpaceType::Network),
+            )?;
+            http_get(page)
+        };
+        // On a thread that ends with it: the others stay where they are.
+        std::thread::scope(|scope| match scope.spawn(get).join() {
+            Ok(page) => page,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+
+    /// Starts a program on this host, which runs as long as the host is there. The
+    /// words are one line's, without quotes.
+    pub fn start(&self, line: &str) -> anyhow::Result<()> {
+        let mut words = line.split_whitespace();
+        let program = words.next().context("a program")?;
+        let mut command = self.command(Path::new(program));
+        let child = command.args(words).stdin(Stdio::null()).spawn()?;
+        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        programs.push(child);
+        Ok(())
+    }
+
     /// All that pods may leave behind: links, rules, namespaces, addresses.
     pub fn remains(&self, run: &Path) -> anyhow::Result<Vec<String>> {
         let mut all = Vec::new();
@@ -125,7 +171,9 @@ impl Host {
         }
         for tool in ["iptables-save", "ip6tables-save"] {
             let rules = self.sh(tool)?;
-            let kept = rules.lines().filter(|l| l.starts_with("-A"));
+            let kept = rules
+                .lines()
+                .filter(|l| l.starts_with("-A") && !is_of_portmap(l));
             all.extend(kept.map(|line| format!("{tool} {line}")));
         }
         let leases = self.dir.path().join("leases/spherule");
@@ -148,8 +196,11 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
+        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        for child in programs.iter_mut().chain([&mut self.holder]) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -163,4 +214,42 @@ fn output(command: &mut Command) -> anyhow::Result<String> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The chains that portmap makes once, for whatever pod: none of a pod's own rules.
+fn is_of_portmap(rule: &str) -> bool {
+    rule.ends_with("-j CNI-HOSTPORT-DNAT")
+        || rule.starts_with("-A CNI-HOSTPORT-SETMARK ")
+        || rule.contains("CNI-HOSTPORT-MASQ ")
+        || rule.ends_with("-j CNI-HOSTPORT-MASQ")
+}
+
+/// Gets a page `ADDRESS:PORT/PATH`; waits for a server that is just starting.
+fn http_get(page: &str) -> anyhow::Result<Vec<u8>> {
+    let (address, path) = page.split_once('/').context("a path")?;
+    let address: SocketAddr = address.parse()?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let error = match try_get(&address, path) {
+            Ok(body) => return Ok(body),
+            Err(error) => error,
+        };
+        if Instant::now() > deadline {
+            return Err(error.context(format!("getting {page}")));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn try_get(address: &SocketAddr, path: &str) -> anyhow::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect_timeout(address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET /{path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n");
+    let end = end.context("no answer")?;
+    let head = String::from_utf8_lossy(&answer[..end]);
+    ensure!(head.contains(" 200 "), "{head}");
+    Ok(answer.split_off(end + 4))
 }

@@ -1,14 +1,14 @@
-//! The text of /etc/resolv.conf.
+//! Name resolution.
 
 use crate::error::CriError;
 use cri_api::v1::DnsConfig;
-use std::fmt::Write as _;
+use sandbox::DnsSpec;
 use std::net::IpAddr;
 
-/// The text of /etc/resolv.conf; empty: as the network says.
-pub(crate) fn resolv_conf(dns: Option<&DnsConfig>) -> Result<String, CriError> {
-    let Some(dns) = dns else {
-        return Ok(String::new());
+/// Name resolution of a pod.
+pub(crate) fn dns(config: Option<&DnsConfig>) -> Result<DnsSpec, CriError> {
+    let Some(dns) = config else {
+        return Ok(DnsSpec::default());
     };
     for server in &dns.servers {
         // A scope may follow the address of a link.
@@ -28,17 +28,16 @@ pub(crate) fn resolv_conf(dns: Option<&DnsConfig>) -> Result<String, CriError> {
             ));
         }
     }
-    let mut text = String::new();
-    if !dns.searches.is_empty() {
-        let _ = writeln!(text, "search {}", dns.searches.join(" "));
-    }
-    for server in &dns.servers {
-        let _ = writeln!(text, "nameserver {server}");
-    }
-    if !dns.options.is_empty() {
-        let _ = writeln!(text, "options {}", dns.options.join(" "));
-    }
-    Ok(text)
+    // What says nothing is as no configuration, as containerd has it.
+    let alone = [&dns.servers, &dns.searches, &dns.options]
+        .iter()
+        .any(|list| !list.is_empty());
+    Ok(DnsSpec {
+        alone,
+        servers: dns.servers.clone(),
+        searches: dns.searches.clone(),
+        options: dns.options.clone(),
+    })
 }
 
 /// What a line of resolv.conf can hold without becoming another line.
@@ -50,7 +49,7 @@ fn is_word(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn dns(servers: &[&str], searches: &[&str], options: &[&str]) -> DnsConfig {
+    fn config(servers: &[&str], searches: &[&str], options: &[&str]) -> DnsConfig {
         let owned = |list: &[&str]| list.iter().map(ToString::to_string).collect();
         DnsConfig {
             servers: owned(servers),
@@ -60,30 +59,31 @@ mod tests {
     }
 
     #[test]
-    fn each_part_has_its_line() {
-        let config = dns(
+    fn what_is_asked_for_stands_alone() {
+        let config = config(
             &["10.10.10.10", "fe80::1%eth0"],
             &["a.b", "c"],
             &["ndots:8"],
         );
-        assert_eq!(
-            resolv_conf(Some(&config)).unwrap(),
-            "search a.b c\nnameserver 10.10.10.10\nnameserver fe80::1%eth0\noptions ndots:8\n"
-        );
-        assert_eq!(resolv_conf(None).unwrap(), "");
+        let spec = dns(Some(&config)).unwrap();
+        assert!(spec.alone);
+        assert_eq!(spec.servers, ["10.10.10.10", "fe80::1%eth0"]);
+        assert_eq!((spec.searches.len(), spec.options.len()), (2, 1));
+        assert!(!dns(Some(&DnsConfig::default())).unwrap().alone);
+        assert_eq!(dns(None).unwrap(), DnsSpec::default());
     }
 
     #[test]
     fn lines_cannot_be_smuggled_in() {
         for config in [
-            dns(&["1.1.1.1\nnameserver 2.2.2.2"], &[], &[]),
-            dns(&["fe80::1%a\nb"], &[], &[]),
-            dns(&["example.org"], &[], &[]),
-            dns(&[], &["a\nb"], &[]),
-            dns(&[], &[], &["a b"]),
-            dns(&[], &[""], &[]),
+            config(&["1.1.1.1\nnameserver 2.2.2.2"], &[], &[]),
+            config(&["fe80::1%a\nb"], &[], &[]),
+            config(&["example.org"], &[], &[]),
+            config(&[], &["a\nb"], &[]),
+            config(&[], &[], &["a b"]),
+            config(&[], &[""], &[]),
         ] {
-            assert!(resolv_conf(Some(&config)).is_err(), "{config:?}");
+            assert!(dns(Some(&config)).is_err(), "{config:?}");
         }
     }
 }

@@ -1,10 +1,10 @@
 //! A pod's wish for a network, and its addresses.
 
-use crate::error::CriError;
+use crate::error::{CriError, chain};
 use cri_api::v1::{
     DnsConfig, PodIp, PodSandboxConfig, PodSandboxNetworkStatus, PortMapping, Protocol,
 };
-use pod_network::{Capabilities, DnsRequest};
+use pod_network::{Bandwidth, Capabilities, DnsRequest};
 use sandbox::{NetworkSpec, Sandbox};
 use std::net::IpAddr;
 
@@ -18,10 +18,17 @@ pub(crate) fn wish(config: &PodSandboxConfig) -> Result<NetworkSpec, CriError> {
     Ok(NetworkSpec {
         capabilities: Capabilities {
             port_mappings,
+            bandwidth: bandwidth(config)?,
             dns: config.dns_config.as_ref().map(dns),
             ..Capabilities::default()
         },
     })
+}
+
+fn bandwidth(config: &PodSandboxConfig) -> Result<Option<Bandwidth>, CriError> {
+    let annotations = &config.annotations;
+    let found = Bandwidth::from_annotations(|name| annotations.get(name).map(String::as_str));
+    found.map_err(|error| CriError::invalid("config.annotations", chain(&error)))
 }
 
 fn dns(config: &DnsConfig) -> DnsRequest {
@@ -118,6 +125,21 @@ mod tests {
             host_ip: Some([127, 0, 0, 1].into()),
         };
         assert_eq!(of(udp), [expected]);
+    }
+
+    #[test]
+    fn rates_come_from_annotations() {
+        let with = |rate: &str| {
+            wish(&PodSandboxConfig {
+                annotations: [("kubernetes.io/egress-bandwidth".to_owned(), rate.to_owned())]
+                    .into(),
+                ..PodSandboxConfig::default()
+            })
+        };
+        let bandwidth = with("10M").unwrap().capabilities.bandwidth.unwrap();
+        assert_eq!(bandwidth.egress_rate, 10_000_000);
+        let error = with("fast").unwrap_err().to_string();
+        assert!(error.starts_with("config.annotations:"), "{error}");
     }
 
     #[test]

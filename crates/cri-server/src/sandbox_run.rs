@@ -135,7 +135,7 @@ pub(crate) fn convert(
         shm_size: 0,
         volumes: Vec::new(),
         shares: true,
-        resolv_conf: dns::resolv_conf(config.dns_config.as_ref())?,
+        dns: dns::dns(config.dns_config.as_ref())?,
         resources: ResourceSpec::default(),
         caller_data: keep_sandbox(config, handler),
     })
@@ -259,7 +259,7 @@ mod tests {
         assert_eq!(spec.hostname, "web");
         assert!(spec.network.unwrap().capabilities.port_mappings.is_empty());
         assert!(spec.share_process_namespace);
-        assert_eq!(spec.resolv_conf, "");
+        assert_eq!(spec.dns, sandbox::DnsSpec::default());
     }
 
     #[test]
@@ -294,7 +294,7 @@ mod tests {
         let spec = converted(&full).unwrap();
         assert_eq!(spec.hostname, "host");
         assert_eq!(spec.labels, BTreeMap::from([("app".into(), "x".into())]));
-        assert_eq!(spec.resolv_conf, "nameserver 1.1.1.1\n");
+        assert_eq!(spec.dns.servers, ["1.1.1.1"]);
         assert_eq!(spec.sysctls["net.ipv4.ip_forward"], "1");
         assert_eq!(spec.memory_mib, 1024 + 64);
         assert!(!spec.share_process_namespace);

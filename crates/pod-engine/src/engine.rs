@@ -78,6 +78,7 @@ impl PodEngine {
         let inner = &self.inner;
         let limits = NodeLimits {
             memory_mib: inner.most_mib,
+            network: inner.config.network,
         };
         let (manifest, tree) = Manifest::parse(manifest, &limits)?;
         let size = sizing::vm_size(&manifest, &inner.config.defaults, inner.most_mib)?;

@@ -21,6 +21,7 @@ mod expand;
 mod images;
 pub mod manifest;
 mod merge;
+mod network;
 mod observe;
 mod plan;
 mod pod_task;

@@ -178,7 +178,10 @@ mod tests {
         let text = format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec:\n  securityContext: {{{pod}}}\n  containers:\n  - {{name: c, image: i, {container}}}\n"
         );
-        let limits = NodeLimits { memory_mib: 1024 };
+        let limits = NodeLimits {
+            memory_mib: 1024,
+            network: true,
+        };
         let manifest = Manifest::parse(&text, &limits).unwrap().0;
         let spec = &manifest.spec;
         process(&spec.containers[0], &spec.security_context, image, "host")

@@ -3,11 +3,12 @@
 use crate::images::Resolved;
 use crate::manifest::{Container, Manifest, USER_NAMESPACE_IDS};
 use crate::merge::{self, MergeError};
+use crate::network;
 use crate::record::PodRecord;
 use crate::sizing::{self, Defaults, VmSize};
 use sandbox::{
-    ContainerSpec, Engine, IdRange, Medium, MountSource, MountSpec, NetworkSpec, PidNamespace,
-    ResourceSpec, SandboxSpec, UserNamespace, VolumeSpec,
+    ContainerSpec, Engine, IdRange, Medium, MountSource, MountSpec, PidNamespace, ResourceSpec,
+    SandboxSpec, UserNamespace, VolumeSpec,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ pub(crate) fn sandbox(
     attempt: u32,
     size: VmSize,
     engine: Option<Engine>,
-    network: Option<NetworkSpec>,
+    with_network: bool,
 ) -> SandboxSpec {
     let pod = &record.pod;
     let hostname = hostname(manifest, &pod.name);
@@ -45,8 +46,8 @@ pub(crate) fn sandbox(
         attempt,
         labels: BTreeMap::from([(POD_LABEL.to_owned(), pod.id.clone())]),
         annotations: BTreeMap::new(),
-        network,
-        host_aliases: Vec::new(),
+        network: with_network.then(|| network::wish(manifest)),
+        host_aliases: network::host_aliases(manifest),
         hostname,
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
@@ -58,7 +59,7 @@ pub(crate) fn sandbox(
         shm_size: 0,
         volumes: volumes(manifest),
         shares: false,
-        resolv_conf: String::new(),
+        dns: network::dns(manifest),
         resources: ResourceSpec::default(),
         caller_data: String::new(),
     }

@@ -12,7 +12,7 @@ use crate::error::{EngineError, chain};
 use crate::record::{ContainerState, PodRecord, Wanted};
 use crate::state::{self, Next, Rules, Slot};
 use crate::{observe, plan};
-use sandbox::{Event, NetworkSpec, NotReadyReason, Sandbox, SandboxError, SandboxState};
+use sandbox::{Event, NotReadyReason, Sandbox, SandboxError, SandboxState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -218,7 +218,7 @@ impl Task {
             attempt,
             self.entry.size,
             before.pod.engine,
-            self.inner.config.network.then(NetworkSpec::default),
+            self.inner.config.network,
         );
         match self.inner.sandboxes.run_sandbox(spec).await {
             Ok(sandbox) => self.update(|record| observe::sandbox(record, &sandbox)),

@@ -196,7 +196,10 @@ mod tests {
 
     fn pod(spec: &str) -> Manifest {
         let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {spec}");
-        let limits = NodeLimits { memory_mib: MOST };
+        let limits = NodeLimits {
+            memory_mib: MOST,
+            network: true,
+        };
         Manifest::parse(&text, &limits).unwrap().0
     }
 

@@ -24,6 +24,7 @@
 //! the network namespace of the calling thread, the host's.
 
 mod adopt;
+mod annotations;
 mod anti_spoof;
 mod attach;
 mod cni;
@@ -43,6 +44,7 @@ mod sweep;
 mod tap;
 
 pub use adopt::NicCounters;
+pub use annotations::AnnotationError;
 pub use anti_spoof::TooManyAddresses;
 pub use attach::Attachment;
 pub use cni::answer::{Dns, ResultError};

@@ -75,7 +75,7 @@ pub use record::{
     VmmId, stages,
 };
 pub use spec::{
-    ContainerSpec, DeviceSpec, Engine, HostAlias, HostMount, IdRange, Medium, MountSource,
+    ContainerSpec, DeviceSpec, DnsSpec, Engine, HostAlias, HostMount, IdRange, Medium, MountSource,
     MountSpec, NetworkSpec, PathRules, PidNamespace, ProcessSpec, ResourceSpec, RlimitSpec,
     SandboxSpec, UserNamespace, VolumeSpec,
 };

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::error::{SandboxError, chain};
 use crate::record::{Sandbox, stages};
 use crate::registry::Entry;
-use crate::spec::Engine;
+use crate::spec::{DnsSpec, Engine};
 use crate::usage::NetworkInterface;
 use guest_api::proto as guest;
 use pod_network::{
@@ -27,8 +27,7 @@ use std::sync::Arc;
 pub(crate) struct Attached {
     nics: Vec<Nic>,
     anti_spoof: bool,
-    /// Name resolution as the network wants it.
-    pub(crate) dns: Dns,
+    dns: Dns,
 }
 
 fn failed(id: &str, what: &'static str) -> impl FnOnce(NetworkError) -> SandboxError {
@@ -234,6 +233,21 @@ impl Attached {
     pub(crate) fn take_taps(&mut self) -> Vec<OwnedFd> {
         let nics = self.nics.iter_mut();
         nics.flat_map(|nic| nic.taps.drain(..)).collect()
+    }
+
+    /// Name resolution as the network wants it, if it says anything.
+    pub(crate) fn dns(&self) -> Option<DnsSpec> {
+        let dns = self.dns.clone();
+        let mut searches = dns.search;
+        if searches.is_empty() {
+            searches.extend(dns.domain);
+        }
+        (!dns.nameservers.is_empty()).then_some(DnsSpec {
+            alone: false,
+            servers: dns.nameservers,
+            searches,
+            options: dns.options,
+        })
     }
 
     /// The guest's interfaces.

@@ -355,9 +355,13 @@ async fn set_up(
         .record
         .read(|s| vm_plan::setup(s, scratch, now, entropy));
     request.nics = network.interfaces();
-    if request.resolv_conf.is_empty() {
-        request.resolv_conf = name_files::resolv_conf(&network.dns);
-    }
+    let (dns, has_network) = entry
+        .record
+        .read(|s| (s.spec.dns.clone(), s.network.is_some()));
+    let others = (has_network && !dns.alone)
+        .then(|| network.dns().unwrap_or_else(name_files::of_node))
+        .unwrap_or_default();
+    request.resolv_conf = name_files::resolv_conf(others, dns);
     let what = "set up the sandbox";
     let answer = tokio::select! {
         answer = live.call(what, Call::SetupSandbox(request), &inner.config.timeouts) => answer?,

@@ -94,9 +94,9 @@ pub struct SandboxSpec {
     /// Names in /etc/hosts, besides the pod's own.
     #[serde(default)]
     pub host_aliases: Vec<HostAlias>,
-    /// Text of /etc/resolv.conf; empty: as the network says, else the image's own.
+    /// Name resolution.
     #[serde(default)]
-    pub resolv_conf: String,
+    pub dns: DnsSpec,
     /// Limits of all containers together, inside the guest.
     #[serde(default)]
     pub resources: ResourceSpec,
@@ -112,6 +112,21 @@ pub struct NetworkSpec {
     /// Ports of the node, limits of rates, and what else plugins are told.
     #[serde(default)]
     pub capabilities: Capabilities,
+}
+
+/// Name resolution, as /etc/resolv.conf has it. Words without spaces.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsSpec {
+    /// Nothing else: otherwise this is added to what the network says, or, where
+    /// that says nothing, to what the node has. A sandbox with its loopback only has
+    /// nothing else.
+    pub alone: bool,
+    /// Addresses of servers.
+    pub servers: Vec<String>,
+    /// Domains for short names.
+    pub searches: Vec<String>,
+    /// "ndots:2".
+    pub options: Vec<String>,
 }
 
 /// Names of an address.

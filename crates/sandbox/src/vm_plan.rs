@@ -70,12 +70,17 @@ pub(crate) fn check_sandbox(spec: &SandboxSpec, paths: &Paths) -> Result<(), San
     if names.len() != spec.volumes.len() {
         return Err(invalid("volumes", "two volumes of one name"));
     }
-    if !spec.host_aliases.iter().all(|alias| {
-        let is_word =
-            |name: &String| !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic());
-        alias.hostnames.iter().all(is_word)
-    }) {
-        return Err(invalid("host_aliases", "a name must be one word of ASCII"));
+    let is_word = |text: &String| name_files::is_word(text);
+    if !spec
+        .host_aliases
+        .iter()
+        .all(|a| a.hostnames.iter().all(is_word))
+    {
+        return Err(invalid("host_aliases", "a name must be one word"));
+    }
+    let dns = [&spec.dns.servers, &spec.dns.searches, &spec.dns.options];
+    if !dns.into_iter().flatten().all(is_word) {
+        return Err(invalid("dns", "each entry must be one word"));
     }
     let request = boot(spec, Engine::Kvm, "", 0);
     vm_spec::check_boot(&request).map_err(|error| invalid("vm", error.to_string()))
@@ -238,7 +243,6 @@ pub(crate) fn setup(
             })
             .collect(),
         etc_hosts: name_files::hosts(&spec.hostname, &sandbox.pod_ips, &spec.host_aliases),
-        resolv_conf: spec.resolv_conf.clone(),
         resources: Some(resources(&spec.resources)),
         shares_tag: if spec.shares {
             vm_spec::SHARES_TAG.to_owned()
@@ -432,7 +436,7 @@ pub(crate) mod tests {
             shares: false,
             network: None,
             host_aliases: Vec::new(),
-            resolv_conf: String::new(),
+            dns: Default::default(),
             resources: Default::default(),
             caller_data: String::new(),
         }

@@ -54,6 +54,28 @@ pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `spherule serve` in a network namespace of its own, where `network init` gives it
+/// a network: nothing of this machine's is touched. Without root there is none.
+fn in_own_network(spherule: &Path, dir: &Path) -> Command {
+    if !rustix::process::geteuid().is_root() {
+        let mut serve = Command::new(spherule);
+        serve.args(["serve", "--network", "none"]);
+        return serve;
+    }
+    let script = "mount -t tmpfs tmpfs /run; ip link set lo up; dir=$1; shift; \
+                  \"$1\" network init --cni-conf-dir \"$dir/net.d\" --data-dir \"$dir/leases\" >&2; \
+                  exec \"$@\"";
+    let mut serve = Command::new("unshare");
+    serve
+        .args(["--net", "--mount", "--propagation", "private"])
+        .args(["sh", "-ec", script, "sh"])
+        .arg(dir)
+        .arg(spherule)
+        .args(["serve", "--cni-conf-dir"])
+        .arg(dir.join("net.d"));
+    serve
+}
+
 /// A `spherule serve` of the demo's own.
 struct Daemon {
     child: Child,
@@ -66,9 +88,8 @@ impl Daemon {
         step("spherule serve");
         let run = dir.join("run");
         let log = dir.join("serve.log");
-        let mut child = Command::new(spherule)
-            .arg("serve")
-            .args(["--engine", engine, "--network", "none", "--root"])
+        let mut child = in_own_network(spherule, dir)
+            .args(["--engine", engine, "--root"])
             .arg(dir.join("root"))
             .arg("--run")
             .arg(&run)

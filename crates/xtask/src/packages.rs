@@ -26,11 +26,17 @@ pub(crate) const RUN: &[&str] = &[
     "iptables",
     "qemu-system-x86",
 ];
-/// For the demo's image.
-pub(crate) const DEMO: &[&str] = &["busybox-static"];
+/// For the demo's image and its network namespace.
+pub(crate) const DEMO: &[&str] = &["busybox-static", "iproute2"];
 /// For tests: a real registry, a second opinion on EROFS images, namespaces that
-/// play hosts.
-pub(crate) const TEST: &[&str] = &["docker-registry", "erofs-utils", "iproute2"];
+/// play hosts, and what serves and filters in them.
+pub(crate) const TEST: &[&str] = &[
+    "dnsmasq-base",
+    "docker-registry",
+    "erofs-utils",
+    "iproute2",
+    "nftables",
+];
 
 /// Makes sure that these packages are installed.
 pub(crate) fn ensure(groups: &[&[&'static str]]) -> anyhow::Result<()> {

@@ -46,6 +46,7 @@ impl PodEngine {
             // It was accepted under the limits of its time.
             let limits = NodeLimits {
                 memory_mib: u64::MAX,
+                network: true,
             };
             let manifest = match Manifest::parse(&record.pod.manifest, &limits) {
                 Ok((manifest, _)) => manifest,

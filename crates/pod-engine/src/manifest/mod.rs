@@ -2,7 +2,6 @@
 //! of it by path.
 
 mod names;
-pub mod quantity;
 mod read;
 mod types;
 mod unsupported;
@@ -10,6 +9,8 @@ mod validate;
 
 pub use quantity::{Quantity, QuantityError};
 pub use types::*;
+
+use names::{is_dns_label, is_dns_subdomain};
 
 use serde_json::Value;
 use std::fmt;
@@ -91,6 +92,8 @@ fn lines(errors: &[FieldError]) -> String {
 pub struct NodeLimits {
     /// Memory in MiB that a pod's VM can have.
     pub memory_mib: u64,
+    /// Pods have a network, so that they can have ports of the node.
+    pub network: bool,
 }
 
 impl Manifest {

@@ -1,6 +1,9 @@
 use super::*;
 
-const LIMITS: NodeLimits = NodeLimits { memory_mib: 16384 };
+const LIMITS: NodeLimits = NodeLimits {
+    memory_mib: 16384,
+    network: true,
+};
 
 fn parse(text: &str) -> Result<Manifest, ManifestError> {
     Manifest::parse(text, &LIMITS).map(|(manifest, _)| manifest)
@@ -45,7 +48,6 @@ fn every_field_that_is_not_honoured_is_named() {
             "spec.containers[0].env[0].valueFrom: not supported yet",
             "spec.containers[0].lifecycle: not supported yet",
             "spec.containers[0].livenessProbe: not supported yet",
-            "spec.containers[0].ports[0].hostPort: not supported yet",
             "spec.nodeName: not supported yet",
         ]
     );

@@ -1,6 +1,6 @@
 //! The part of `v1.Pod` that is honoured. What is not here is refused by path.
 
-use super::quantity::Quantity;
+use quantity::Quantity;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -56,6 +56,56 @@ pub struct PodSpec {
     pub security_context: PodSecurityContext,
     #[serde(default)]
     pub volumes: Vec<Volume>,
+    #[serde(default)]
+    pub dns_policy: DnsPolicy,
+    #[serde(default)]
+    pub dns_config: Option<DnsConfig>,
+    #[serde(default)]
+    pub host_aliases: Vec<HostAlias>,
+}
+
+/// `spec.dnsPolicy`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub enum DnsPolicy {
+    /// As Default: there is no cluster.
+    #[default]
+    ClusterFirst,
+    /// As Default.
+    ClusterFirstWithHostNet,
+    /// As the network or the node has it, and `dnsConfig`.
+    Default,
+    /// `dnsConfig` alone.
+    None,
+}
+
+/// `spec.dnsConfig`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct DnsConfig {
+    pub nameservers: Vec<String>,
+    pub searches: Vec<String>,
+    pub options: Vec<DnsOption>,
+}
+
+/// `spec.dnsConfig.options`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct DnsOption {
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub value: Option<String>,
+}
+
+/// `spec.hostAliases`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct HostAlias {
+    #[serde(default)]
+    pub ip: String,
+    #[serde(default)]
+    pub hostnames: Vec<String>,
 }
 
 /// `spec.restartPolicy`.
@@ -117,7 +167,8 @@ pub struct EnvVar {
     pub value: String,
 }
 
-/// A port the container listens on: for information, as in Kubernetes.
+/// A port the container listens on: for information, as in Kubernetes, but for
+/// its port on the node.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "documented by Kubernetes")]
@@ -127,6 +178,10 @@ pub struct ContainerPort {
     pub name: String,
     #[serde(default)]
     pub protocol: Option<String>,
+    #[serde(default)]
+    pub host_port: i64,
+    #[serde(default, rename = "hostIP")]
+    pub host_ip: String,
 }
 
 /// `resources`: amounts by resource name.

@@ -67,7 +67,6 @@ fn pattern(path: &[String]) -> String {
 fn defaults(pattern: &str) -> Vec<Value> {
     match pattern {
         "spec.hostNetwork" | "spec.hostPID" | "spec.hostIPC" => vec![json!(false)],
-        "spec.dnsPolicy" => vec![json!("ClusterFirst")],
         // There are no services to make links for.
         "spec.enableServiceLinks" => vec![json!(true), json!(false)],
         "spec.setHostnameAsFQDN" | "spec.automountServiceAccountToken" => vec![json!(false)],
@@ -88,10 +87,7 @@ fn defaults(pattern: &str) -> Vec<Value> {
         "spec.containers.*.stdin" | "spec.containers.*.stdinOnce" | "spec.containers.*.tty" => {
             vec![json!(false)]
         }
-        "spec.containers.*.ports.*.hostPort" => vec![json!(0)],
-        "spec.containers.*.ports.*.hostIP" | "spec.subdomain" | "spec.priorityClassName" => {
-            vec![json!("")]
-        }
+        "spec.subdomain" | "spec.priorityClassName" => vec![json!("")],
         "spec.containers.*.volumeMounts.*.mountPropagation" => vec![json!("None")],
         "spec.containers.*.volumeMounts.*.recursiveReadOnly" => vec![json!("Disabled")],
         "spec.containers.*.volumeMounts.*.subPathExpr" => vec![json!("")],

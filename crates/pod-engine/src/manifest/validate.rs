@@ -1,5 +1,7 @@
 //! The checks of the API server, and those of a node whose pods are VMs.
 
+mod network;
+
 use super::names::{
     is_dns_label, is_dns_subdomain, is_env_name, is_label_value, is_port_name, is_qualified_name,
 };
@@ -51,6 +53,7 @@ pub(super) fn check(manifest: &Manifest, limits: &NodeLimits, errors: &mut Vec<F
     };
     metadata(&manifest.metadata, &mut faults);
     pod(&manifest.spec, &mut faults);
+    network::check(manifest, limits, &mut faults);
     let mut names = BTreeSet::new();
     for (path, item) in manifest.all_containers() {
         let name = format!("{path}.name");

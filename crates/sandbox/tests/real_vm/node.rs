@@ -142,7 +142,7 @@ impl Node {
             shares: false,
             network: None,
             host_aliases: Vec::new(),
-            resolv_conf: String::new(),
+            dns: Default::default(),
             resources: ResourceSpec::default(),
             caller_data: String::new(),
         }

@@ -113,6 +113,7 @@ async fn follow(daemon: &mut Daemon, id: &str) -> anyhow::Result<Pod> {
     let mut printer = Printer::new(true);
     let mut progress = Some(Progress::new());
     let mut trouble = None;
+    let mut addresses = Vec::new();
     let mut pod = Pod::default();
     let (mut watching, mut reading) = (true, true);
     while watching || reading {
@@ -127,6 +128,11 @@ async fn follow(daemon: &mut Daemon, id: &str) -> anyhow::Result<Pod> {
                             progress = None;
                             eprintln!("{trouble}");
                         }
+                    }
+                    if !pod.pod_ips.is_empty() && pod.pod_ips != addresses {
+                        addresses.clone_from(&pod.pod_ips);
+                        let shown = addresses.join(", ");
+                        hidden(&progress, || eprintln!("pod {}: {shown}", pod.name));
                     }
                     if let Some(progress) = &mut progress {
                         progress.show(&pod);
@@ -146,6 +152,14 @@ async fn follow(daemon: &mut Daemon, id: &str) -> anyhow::Result<Pod> {
         }
     }
     Ok(pod)
+}
+
+/// Says something between two states of the progress line.
+fn hidden(progress: &Option<Progress>, say: impl FnOnce()) {
+    match progress {
+        Some(progress) => progress.0.suspend(say),
+        None => say(),
+    }
 }
 
 /// What keeps a container from starting, where that may last: an image that cannot

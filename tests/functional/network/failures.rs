@@ -1,0 +1,158 @@
+//! Networks that cannot be had, and plugins that fail.
+
+use super::Net;
+use anyhow::{Context, ensure};
+use cri_api::v1;
+use serde_json::json;
+use spherule_tests::Host;
+use spherule_tests::cri::refused;
+use spherule_tests::manifest::one;
+use tonic::Code;
+
+/// A list of one plugin.
+fn list(name: &str, plugin: &str) -> serde_json::Value {
+    json!({"cniVersion": "1.0.0", "name": name, "plugins": [{"type": plugin}]})
+}
+
+pub(super) fn none() -> anyhow::Result<()> {
+    let net = Net::on(Host::new()?, &[])?;
+    let ready = || -> anyhow::Result<v1::RuntimeCondition> {
+        let request = v1::StatusRequest::default();
+        let status = net.cri.wait(net.cri.runtime.clone().status(request))?;
+        let mut conditions = status.status.unwrap_or_default().conditions.into_iter();
+        let network = conditions.find(|c| c.r#type == "NetworkReady");
+        network.context("no condition")
+    };
+    let remedy = "spherule network init";
+    let condition = ready()?;
+    ensure!(
+        !condition.status && condition.message.contains(remedy),
+        "{condition:?}"
+    );
+    let dir = net.host.dir().join("net.d").display().to_string();
+    refused(
+        net.cri.run(&net.config("none")),
+        Code::Unavailable,
+        &[&dir, remedy],
+    )?;
+    net.daemon
+        .run(&one("own", "true", json!({})))?
+        .refused(&[&dir, remedy])?;
+    let info = net.daemon.cli(["info"])?.ok()?;
+    ensure!(info.contains("Network:  not ready"), "{info}");
+
+    // Without a restart.
+    let said = net.host.init(&[])?;
+    ensure!(said.contains("10-spherule.conflist written"), "{said}");
+    let condition = ready()?;
+    ensure!(condition.status, "{condition:?}");
+    let again = net
+        .host
+        .init(&["--bridge", "other0"])
+        .unwrap_err()
+        .to_string();
+    ensure!(again.contains("--force"), "{again}");
+    net.host.init(&["--bridge", "other0", "--force"])?;
+    Ok(())
+}
+
+pub(super) fn add() -> anyhow::Result<()> {
+    let net = Net::on(Host::new()?, &["--cni-timeout", "3s"])?;
+    let before = net.remains()?;
+    let failure =
+        r#"echo '{"code": 11, "msg": "no address is left", "details": "pool a"}'; exit 1"#;
+    let cases: [(&str, Option<&str>, &[&str]); 5] = [
+        ("fails", Some(failure), &["no address is left", "pool a"]),
+        ("hangs", Some("exec sleep 1000"), &["hangs", "3"]),
+        ("lies", Some("echo nonsense"), &["lies"]),
+        // It says that it has made an interface, and has not.
+        (
+            "idles",
+            Some(r#"echo '{"cniVersion": "1.0.0"}'"#),
+            &["eth0"],
+        ),
+        ("missing", None, &["missing", "/usr/lib/cni"]),
+    ];
+    for (name, script, words) in cases {
+        if let Some(script) = script {
+            // DEL has to work, or it would be tried again for ever.
+            let script = format!("test $CNI_COMMAND = ADD || exit 0; {script}");
+            net.host.write_plugin(name, &script)?;
+        }
+        net.host.write_list("10-test.conflist", &list(name, name))?;
+        refused(net.cri.run(&net.config(name)), Code::Unavailable, words)?;
+        if script.is_some() {
+            net.ensure_clean(&before)?;
+        }
+    }
+    Ok(())
+}
+
+/// A plugin fails on DEL for a while: once, so that the stop itself tries it again;
+/// then until its cause is gone, and every stop says so.
+pub(super) fn del() -> anyhow::Result<()> {
+    let net = Net::new()?;
+    let before = net.remains()?;
+    let dir = net.host.dir().display().to_string();
+    let plugin = |condition: &str| {
+        format!(
+            r#"if test "$CNI_COMMAND" = DEL && {condition}; then
+                 echo '{{"code": 11, "msg": "the switch does not answer"}}'; exit 1
+               fi; exec /usr/lib/cni/bridge"#
+        )
+    };
+    net.host
+        .write_plugin("bridge", &plugin(&format!("mkdir {dir}/once 2>/dev/null")))?;
+    let id = net.cri.run(&net.config("once"))?;
+    net.cri.stop_pod(&id)?;
+    net.ensure_clean(&before)?;
+    net.cri.remove_pod(&id)?;
+
+    net.host
+        .write_plugin("bridge", &plugin(&format!("test -e {dir}/broken")))?;
+    std::fs::write(net.host.dir().join("broken"), "")?;
+    let id = net.cri.run(&net.config("often"))?;
+    for _ in 0..2 {
+        refused(
+            net.cri.stop_pod(&id),
+            Code::Unavailable,
+            &["the switch does not answer"],
+        )?;
+    }
+    refused(
+        net.cri.remove_pod(&id),
+        Code::Unavailable,
+        &["the switch does not answer"],
+    )?;
+    std::fs::remove_file(net.host.dir().join("broken"))?;
+    net.cri.remove_pod(&id)?;
+    net.ensure_clean(&before)
+}
+
+/// The list changes while a pod runs: the pod goes by the one it came by, the next
+/// one comes by the new one.
+pub(super) fn changed() -> anyhow::Result<()> {
+    let net = Net::new()?;
+    let before = net.remains()?;
+    let old = net.cri.run(&net.config("old"))?;
+    net.host.init(&[
+        "--ipv4",
+        "10.99.0.0/24",
+        "--ipv6",
+        "none",
+        "--bridge",
+        "other0",
+        "--force",
+    ])?;
+    let new = net.cri.run(&net.config("new"))?;
+    let ip = |id: &str| -> anyhow::Result<String> {
+        Ok(net.cri.sandbox(id)?.network.context("no network")?.ip)
+    };
+    ensure!(ip(&old)?.starts_with("10.88.0."), "{}", ip(&old)?);
+    ensure!(ip(&new)?.starts_with("10.99.0."), "{}", ip(&new)?);
+    for id in [old, new] {
+        net.cri.remove_pod(&id)?;
+    }
+    net.host.sh("ip link del other0")?;
+    net.ensure_clean(&before)
+}

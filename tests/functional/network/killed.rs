@@ -1,0 +1,134 @@
+//! kill -9 of the daemon while plugins work. What it leaves is gone after its next
+//! start.
+
+use super::Net;
+use anyhow::{Context, ensure};
+use cri_api::v1;
+use spherule_tests::Host;
+use spherule_tests::cri::Cri;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A plugin of the list that marks where it is and waits there, for ever unless
+/// `open` appears: before, or after the real one's work on a command.
+fn waiting(host: &Host, plugin: &str, command: &str, after: bool) -> anyhow::Result<()> {
+    let dir = host.dir().display();
+    let wait = format!("touch {dir}/there; until test -e {dir}/open; do sleep 0.1; done");
+    let real = format!("/usr/lib/cni/{plugin}");
+    let (before, then) = if after {
+        ("true", wait.as_str())
+    } else {
+        (wait.as_str(), "true")
+    };
+    host.write_plugin(
+        plugin,
+        &format!(
+            r#"test "$CNI_COMMAND" = {command} || exec {real}
+               cat > {dir}/input; {before}; {real} < {dir}/input > {dir}/output || exit 1
+               {then}; cat {dir}/output"#
+        ),
+    )
+}
+
+fn wait_for(path: &Path) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !path.exists() {
+        ensure!(Instant::now() < deadline, "{} never came", path.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// The daemon is killed while a plugin waits; the next one finds the list whole.
+fn killed_at(plugin: &str, command: &str, after: bool) -> anyhow::Result<()> {
+    let mut net = Net::new()?;
+    let before = net.remains()?;
+    let there = net.host.dir().join("there");
+    let stopped = match command {
+        "DEL" => Some(net.cri.run(&net.config("stopped"))?),
+        _ => None,
+    };
+    waiting(&net.host, plugin, command, after)?;
+    let (socket, config) = (net.socket(), net.config("killed"));
+    let id = stopped.clone();
+    let call = std::thread::spawn(move || {
+        let cri = Cri::at(&socket)?;
+        match id {
+            Some(id) => cri.stop_pod(&id)?,
+            None => drop(cri.run(&config)?),
+        }
+        anyhow::Ok(())
+    });
+    wait_for(&there)?;
+    net.daemon.kill()?;
+    ensure!(call.join().expect("no panic").is_err(), "it was answered");
+    std::fs::remove_file(net.host.dir().join("plugins").join(plugin))?;
+    net.daemon.restart()?;
+    let left = net.remains()?;
+    ensure!(left == before, "left: {left:#?}\nbefore: {before:#?}");
+    let cri = Cri::connect(&net.daemon)?;
+    if let Some(id) = &stopped {
+        cri.remove_pod(id)?;
+    }
+    // All is free again.
+    let id = cri.run(&net.config("killed"))?;
+    cri.remove_pod(&id)?;
+    Ok(())
+}
+
+pub(super) fn during_add() -> anyhow::Result<()> {
+    // The namespace is there, and nothing in it; then all but the later plugins' work.
+    killed_at("bridge", "ADD", false)?;
+    killed_at("bridge", "ADD", true)
+}
+
+pub(super) fn before_boot() -> anyhow::Result<()> {
+    let mut net = Net::new()?;
+    let before = net.remains()?;
+    let there = net.host.dir().join("there");
+    // The last of the list has done its work and ends.
+    std::fs::write(net.host.dir().join("open"), "")?;
+    waiting(&net.host, "bandwidth", "ADD", true)?;
+    let (socket, config) = (net.socket(), net.config("killed"));
+    let call = std::thread::spawn(move || anyhow::Ok(Cri::at(&socket)?.run(&config)?));
+    wait_for(&there)?;
+    std::thread::sleep(Duration::from_millis(100));
+    net.daemon.kill()?;
+    ensure!(call.join().expect("no panic").is_err(), "it was answered");
+    net.daemon.restart()?;
+    net.ensure_clean(&before)
+}
+
+pub(super) fn during_del() -> anyhow::Result<()> {
+    killed_at("bridge", "DEL", false)?;
+    killed_at("bridge", "DEL", true)
+}
+
+/// A pod that runs is found with its addresses, goes on answering, and gives all of
+/// it back.
+pub(super) fn beside() -> anyhow::Result<()> {
+    let mut net = Net::new()?;
+    let before = net.remains()?;
+    let id = net.cri.run(&net.config("stays"))?;
+    let network = net.cri.sandbox(&id)?.network.context("no network")?;
+    net.daemon.kill()?;
+    let ping = format!("busybox ping -c 1 -W 10 {}", network.ip);
+    net.host.sh(&ping)?;
+    net.daemon.restart()?;
+    net.cri = Cri::connect(&net.daemon)?;
+    ensure!(net.cri.sandbox(&id)?.network.as_ref() == Some(&network));
+    net.host.sh(&ping)?;
+    let request = v1::PodSandboxStatsRequest {
+        pod_sandbox_id: id.clone(),
+    };
+    let stats = net
+        .cri
+        .wait(net.cri.runtime.clone().pod_sandbox_stats(request))?;
+    let usage = stats.stats.and_then(|stats| stats.linux?.network);
+    ensure!(usage.is_some(), "no figures");
+    net.cri.remove_pod(&id)?;
+    net.ensure_clean(&before)
+}
