@@ -1,7 +1,7 @@
 //! What the streaming server serves: commands in containers, their own streams and
 //! connections to pods, as the sandbox crate makes them.
 
-use crate::error::{CriError, chain};
+use crate::error::CriError;
 use crate::record::CriContainer;
 use futures_util::future::{BoxFuture, ready};
 use futures_util::{FutureExt, SinkExt, StreamExt};
@@ -81,7 +81,7 @@ impl Backend for Containers {
 }
 
 fn failure(error: &SandboxError) -> Failure {
-    Failure(chain(error))
+    Failure(sandbox::chain(error))
 }
 
 fn session(exec: ExecSession) -> Session {
