@@ -2,7 +2,8 @@
 
 use image_store::{ImageError, PullError, RegistryError};
 use pod_network::NetworkError;
-use sandbox::{GuestCode, SandboxError, chain};
+pub(crate) use sandbox::chain;
+use sandbox::{GuestCode, SandboxError};
 use state_store::StateError;
 use std::io;
 use tonic::{Code, Status};
