@@ -358,9 +358,11 @@ async fn set_up(
     let (dns, has_network) = entry
         .record
         .read(|s| (s.spec.dns.clone(), s.network.is_some()));
-    let others = (has_network && !dns.alone)
-        .then(|| network.dns().unwrap_or_else(name_files::of_node))
-        .unwrap_or_default();
+    let others = if has_network && !dns.alone {
+        network.dns().unwrap_or_else(name_files::of_node)
+    } else {
+        Default::default()
+    };
     request.resolv_conf = name_files::resolv_conf(others, dns);
     let what = "set up the sandbox";
     let answer = tokio::select! {

@@ -46,12 +46,9 @@ pub(super) fn none() -> anyhow::Result<()> {
     ensure!(said.contains("10-spherule.conflist written"), "{said}");
     let condition = ready()?;
     ensure!(condition.status, "{condition:?}");
-    let again = net
-        .host
-        .init(&["--bridge", "other0"])
-        .unwrap_err()
-        .to_string();
-    ensure!(again.contains("--force"), "{again}");
+    let again = net.host.init(&["--bridge", "other0"]);
+    let refusal = again.err().context("it was overwritten")?.to_string();
+    ensure!(refusal.contains("--force"), "{refusal}");
     net.host.init(&["--bridge", "other0", "--force"])?;
     Ok(())
 }
