@@ -28,13 +28,13 @@ fn unsupported() -> anyhow::Result<()> {
     let manifest = pod(
         "unsupported",
         &[c],
-        json!({"hostNetwork": true, "dnsConfig": {"nameservers": ["10.0.0.1"]}}),
+        json!({"hostNetwork": true, "readinessGates": [{"conditionType": "x"}]}),
     );
     let ran = shared::daemon()?.run(&manifest)?;
     ran.refused(&[
         "spec.containers[0].lifecycle",
         "not supported",
-        "spec.dnsConfig",
+        "spec.readinessGates",
         "spec.hostNetwork",
     ])?;
     shared::daemon()?

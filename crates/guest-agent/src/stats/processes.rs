@@ -74,26 +74,26 @@ fn sockets(dir: &OwnedFd, budget: &mut Budget) -> u64 {
 mod tests {
     use super::*;
     use crate::stats::BUDGET;
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
     #[test]
     fn descriptors_and_sockets_of_processes_are_counted() {
         let dir = tempfile::tempdir().unwrap();
         let cgroup = Cgroup::at(dir.path().to_str().unwrap().to_owned());
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
         let mut child = std::process::Command::new("cat")
             .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::from(OwnedFd::from(
-                UnixStream::pair().unwrap().0,
-            )))
+            .stdout(std::process::Stdio::from(OwnedFd::from(theirs)))
             .spawn()
             .unwrap();
         let list = format!("{}\n4194304\n", child.id());
         std::fs::write(dir.path().join("cgroup.procs"), list).unwrap();
         let proc = format!("/proc/{}", child.id());
-        while std::fs::read_to_string(format!("{proc}/comm")).unwrap() != "cat\n" {
-            std::thread::yield_now();
-        }
+        // Once it has answered it opens nothing more.
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"x").unwrap();
+        ours.read_exact(&mut [0]).unwrap();
         // Other tests' threads may have given it more than its own.
         let links: Vec<_> = std::fs::read_dir(format!("{proc}/fd"))
             .unwrap()
@@ -118,7 +118,7 @@ mod tests {
             ..BUDGET
         };
         assert_eq!(count(&cgroup, &mut little).sockets, 0);
-        child.stdin.take().unwrap().flush().unwrap();
+        drop(stdin);
         child.wait().unwrap();
     }
 }
