@@ -69,7 +69,7 @@ fn ps() -> anyhow::Result<()> {
         .unwrap_or_default()
         .split_whitespace()
         .collect();
-    let want = "ID NAMESPACE NAME READY STATUS RESTARTS ENGINE CREATED";
+    let want = "ID NAMESPACE NAME READY STATUS RESTARTS IP ENGINE CREATED";
     ensure!(heading.join(" ") == want, "{shown}");
     let line = lines.find(|l| l.contains("on-terminal"));
     ensure!(line.is_some_and(|l| l.contains("Succeeded")), "{shown}");
