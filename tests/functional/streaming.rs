@@ -131,7 +131,7 @@ fn vanish() -> anyhow::Result<()> {
 }
 
 fn forward() -> anyhow::Result<()> {
-    let server = "exec nc -lk -p 8080 -e cat";
+    let server = "exec nc -ll -p 8080 -e cat";
     let pod = Running::new("streaming-forward", server)?;
     let start = Instant::now();
     while !pod.output("netstat -ltn")?.contains(":8080 ") {
