@@ -140,7 +140,8 @@ pub(super) fn names() -> anyhow::Result<()> {
     let first = net.cri.run(&net.config("first"))?;
     net.host.start(
         "dnsmasq --keep-in-foreground --no-resolv --no-hosts --listen-address=10.88.0.1 \
-         --bind-interfaces --address=/db.example.test/10.9.8.7 --pid-file --user=root",
+         --bind-interfaces --address=/db.example.test/10.9.8.7 \
+         --address=/db.example.test/fd09::7 --pid-file --user=root",
     )?;
     let mut config = net.config("asks");
     config.dns_config = Some(v1::DnsConfig {
@@ -150,7 +151,10 @@ pub(super) fn names() -> anyhow::Result<()> {
     });
     let pod = net.pod_with(&config, container_config("c", "exec sleep 1000"))?;
     let answer = net.sh(&pod, "busybox nslookup db.example.test")?;
-    ensure!(answer.contains("10.9.8.7"), "{answer}");
+    ensure!(
+        answer.contains("10.9.8.7") && answer.contains("fd09::7"),
+        "{answer}"
+    );
     let file = net.sh(&pod, "cat /etc/resolv.conf")?;
     let expected = "search example.test\nnameserver 10.88.0.1\noptions ndots:2\n";
     ensure!(file == expected, "{file}");
