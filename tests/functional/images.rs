@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("image_in_use_is_not_deleted", in_use),
     ("import_reads_standard_input_and_directories", sources),
     ("docker_save_archive_is_imported_and_run", docker_save),
+    ("volumes_of_an_image_stay_writable_and_show_it", volumes),
 ];
 
 fn import(daemon: &Daemon, image: &ImageBuilder) -> anyhow::Result<spherule_tests::Ran> {
@@ -158,5 +159,44 @@ fn docker_save() -> anyhow::Result<()> {
     );
     let out = daemon.run(&pod("saved", &[c], json!({})))?.ok()?;
     ensure!(out == "[c] by docker save\n", "{out}");
+    Ok(())
+}
+
+fn volumes() -> anyhow::Result<()> {
+    let daemon = Daemon::start()?;
+    let layer = Layer::default()
+        .dir("data", 0o1777)?
+        .file("data/seed", 0o644, b"from the image\n")?
+        .into_bytes()?;
+    let image = busybox_image("localhost/volumes:1")?
+        .config(json!({"Env": ["PATH=/bin"], "Volumes": {"/data": {}, "new/deep": {}}}))
+        .layer(layer, Compression::Gzip);
+    import(&daemon, &image)?.ok()?;
+    let script = "cat /data/seed; echo own >/data/seed; echo two >/new/deep/x; \
+        cat /data/seed /new/deep/x; stat -c %a /data; touch /x 2>&1 | grep -o Read-only";
+    let c = container(
+        "c",
+        script,
+        json!({"image": "localhost/volumes:1",
+            "securityContext": {"readOnlyRootFilesystem": true}}),
+    );
+    // The second pod finds nothing of the first one's.
+    for name in ["volumes-1", "volumes-2"] {
+        let out = daemon
+            .run(&pod(name, std::slice::from_ref(&c), json!({})))?
+            .ok()?;
+        let out = out.replace("[c] ", "");
+        let want = "from the image\nown\ntwo\n1777\nRead-only\n";
+        ensure!(out == want, "{out}");
+    }
+    let image = busybox_image("localhost/volumes:2")?
+        .config(json!({"Env": ["PATH=/bin"], "Volumes": {"/data/..": {}}}));
+    import(&daemon, &image)?.ok()?;
+    let c = container("c", "true", json!({"image": "localhost/volumes:2"}));
+    daemon.run_detached(&pod("root-volume", &[c], json!({})))?;
+    daemon.wait_for("root-volume", "refused by name", |p| {
+        let message = p["containers"][0]["message"].as_str().unwrap_or_default();
+        message.contains("root as a volume")
+    })?;
     Ok(())
 }

@@ -22,6 +22,11 @@ impl FoundImage {
         &self.id
     }
 
+    /// Paths that its configuration wants as volumes, as they stand there.
+    pub(crate) fn volumes(&self) -> &[String] {
+        &self.image.config.volumes
+    }
+
     /// Name of its extent in a VM: images of the same layers share one.
     pub(crate) fn extent(&self) -> String {
         self.image.chain_id.to_string()

@@ -273,12 +273,14 @@ pub(crate) enum Mounted {
     },
 }
 
-/// What the agent is told of a container; `mounted` are its mounts' sources.
+/// What the agent is told of a container; `mounted` are its mounts' sources,
+/// `image_volumes` the paths that its image wants as volumes.
 pub(crate) fn create(
     id: &str,
     spec: &ContainerSpec,
     image: &Extent,
     mounted: &[Mounted],
+    image_volumes: Vec<String>,
 ) -> guest::CreateContainerRequest {
     guest::CreateContainerRequest {
         container_id: id.to_owned(),
@@ -307,6 +309,7 @@ pub(crate) fn create(
                 read_only: device.read_only,
             })
             .collect(),
+        image_volumes,
     }
 }
 

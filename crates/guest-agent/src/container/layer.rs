@@ -4,13 +4,32 @@
 use crate::error::{AgentError, Doing};
 use crate::sys::quota;
 use crate::users::Users;
-use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, IFlags, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Makes the directories of an overlay above the image mounted at `image`.
 pub(crate) fn create(layer: &str, image: &str, users: &Users) -> Result<(), AgentError> {
+    let like = rustix::fs::stat(image).doing(|| format!("looking at the image {image}"))?;
+    let owner = users.outside(like.st_uid, like.st_gid);
+    make(layer, &like, owner.unwrap_or_else(|| users.root()), account)
+}
+
+/// The same for a directory of the image as the pod's users see it, in a layer
+/// that there is already.
+pub(crate) fn create_below(layer: &str, below: &str) -> Result<(), AgentError> {
+    let like = rustix::fs::stat(below).doing(|| format!("looking at {below}"))?;
+    let owner = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
+    make(layer, &like, owner, |_| ())
+}
+
+fn make(
+    layer: &str,
+    like: &Stat,
+    (uid, gid): (Uid, Gid),
+    account: fn(&str),
+) -> Result<(), AgentError> {
     let doing = || format!("making the writable layer {layer}");
     let private = Mode::from_raw_mode(0o700);
     rustix::fs::mkdir(layer, private).doing(doing)?;
@@ -18,13 +37,9 @@ pub(crate) fn create(layer: &str, image: &str, users: &Users) -> Result<(), Agen
     let upper = format!("{layer}/upper");
     rustix::fs::mkdir(&upper, private).doing(doing)?;
     rustix::fs::mkdir(format!("{layer}/work"), private).doing(doing)?;
-    // The upper directory is the container's "/": as the image has it.
-    let stat = rustix::fs::stat(image).doing(doing)?;
-    rustix::fs::chmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777)).doing(doing)?;
-    let (uid, gid) = users
-        .outside(stat.st_uid, stat.st_gid)
-        .unwrap_or_else(|| users.root());
-    rustix::fs::chown(&upper, Some(uid), Some(gid)).doing(doing)
+    // The upper directory is what is seen at the top: as the image has it.
+    rustix::fs::chown(&upper, Some(uid), Some(gid)).doing(doing)?;
+    rustix::fs::chmod(&upper, Mode::from_raw_mode(like.st_mode & 0o7777)).doing(doing)
 }
 
 /// Project ids of layers start here, above those of volumes.

@@ -13,6 +13,7 @@ mod create;
 mod devices;
 pub(crate) mod handover;
 mod hidden;
+mod image_volumes;
 pub(crate) mod init;
 mod layer;
 mod mounts;

@@ -179,7 +179,7 @@ fn name(mount: &Mount) -> String {
     }
 }
 
-fn open_directory(path: &str) -> Result<OwnedFd, AgentError> {
+pub(crate) fn open_directory(path: &str) -> Result<OwnedFd, AgentError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).doing(|| format!("opening {path}"))
 }

@@ -296,6 +296,35 @@ fn images_are_mounted_read_only_and_not_left() {
 }
 
 #[test]
+fn volumes_of_the_image_show_it_and_stay_writable() {
+    in_own_mounts("volumes_of_the_image_show_it_and_stay_writable", || {
+        rustix::fs::chmod(format!("{IMAGE}/data"), Mode::from_raw_mode(0o1777)).unwrap();
+        let script = "cat /data/secret; touch /data/x /new/sub/y /link/z /v/w /root; \
+            ls /data /new/sub /real; stat -c %a /data";
+        let mut request = shell(script);
+        request.readonly_rootfs = true;
+        let volumes = ["/data", "/new/sub", "/link", "/v"];
+        request.image_volumes = volumes.map(str::to_owned).to_vec();
+        // What the request mounts there covers it.
+        request.mounts = vec![volume("/v")];
+        let said = run(request, vec![at_volume()]).unwrap();
+        assert!(said.starts_with("secrettouch: /root: Read-only"), "{said}");
+        let listed = "/data:\nsecret\nx\n\n/new/sub:\ny\n\n/real:\nz\n1777\n";
+        assert!(said.contains(listed), "{said}");
+        assert!(fs::exists(format!("{VOLUME}/w")).unwrap());
+        // The image is as it was.
+        assert!(!fs::exists(format!("{IMAGE}/data/x")).unwrap());
+
+        for (path, word) in [("/file", "/file"), ("data", "absolute"), ("/", "root")] {
+            let mut request = shell("true");
+            request.image_volumes = vec![path.to_owned()];
+            let error = run(request, Vec::new()).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+    });
+}
+
+#[test]
 fn shares_are_bound_as_files_and_directories() {
     in_own_mounts("shares_are_bound_as_files_and_directories", || {
         fs::create_dir_all(format!("{}/dir/sub", layout::SHARES)).unwrap();

@@ -3,7 +3,7 @@
 
 use super::caps::CapabilityPlan;
 use super::mounts::{self, Wanted};
-use super::{devices, hidden};
+use super::{devices, hidden, image_volumes};
 use crate::disks::Extent;
 use crate::error::AgentError;
 use crate::sys::seccomp::{self, Filter};
@@ -61,6 +61,7 @@ pub(crate) fn check(request: CreateContainerRequest) -> Result<Checked, AgentErr
     let args = check_args(&process)?;
     check_environment(&process)?;
     let mounts = mounts::check(&request.mounts)?;
+    image_volumes::check(&request.image_volumes)?;
     devices::check(&request.devices)?;
     let paths = hidden::check(request.paths.as_ref())?;
     let pids = check_pid_namespace(&request)?;

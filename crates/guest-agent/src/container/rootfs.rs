@@ -8,7 +8,7 @@
 
 use super::mounts::{self, Planned, Source};
 use super::request::Checked;
-use super::{devices, hidden};
+use super::{devices, hidden, image_volumes};
 use crate::error::{AgentError, Doing};
 use crate::fs_mount;
 use crate::layout;
@@ -52,6 +52,12 @@ pub(crate) fn enter(checked: &Checked, sources: &Sources) -> Result<Root, AgentE
     rustix::mount::mount_change("/", slave).doing(|| "detaching from the agent's mounts".into())?;
     let dev = devices::make(request.privileged, checked.process.terminal)?;
     let mut planned = plan_files(checked, sources)?;
+    let image = shown_image(sources)?;
+    planned.extend(image_volumes::plan(
+        &request.image_volumes,
+        image,
+        sources,
+    )?);
     planned.extend(mounts::plan(
         &request.mounts,
         &sources.mounts,
@@ -62,7 +68,8 @@ pub(crate) fn enter(checked: &Checked, sources: &Sources) -> Result<Root, AgentE
     planned.sort_by_key(|p| p.destination.split('/').filter(|c| !c.is_empty()).count());
     let shm = fs_mount::bind_path(layout::SHM).doing(|| "binding the pod's /dev/shm".into())?;
 
-    mount_overlay(sources)?;
+    let overlay = overlay(image, &sources.layer)?;
+    fs_mount::attach_at(overlay, layout::NEW_ROOT)?;
     pivot(layout::NEW_ROOT).doing(|| "moving into the container's root".into())?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open("/", flags, Mode::empty())
@@ -85,27 +92,31 @@ fn pivot(new: &str) -> Result<(), Errno> {
     rustix::process::chdir("/")
 }
 
-fn mount_overlay(sources: &Sources) -> Result<(), AgentError> {
-    // The overlay's own files have the ids that its layers show.
-    let mut image = sources.image.as_str();
-    if sources.users.fd().is_some() {
-        let mapped = fs_mount::bind_path(image)
-            .and_then(|mount| sources.users.map(&mount, false).map(|()| mount))
-            .doing(|| "giving the image to the pod's users".into())?;
-        fs_mount::attach_at(mapped, layout::MAPPED_IMAGE)?;
-        image = layout::MAPPED_IMAGE;
+/// Where the image is mounted with the owners that its files have for the pod's
+/// users. An overlay's own files have the ids that its layers show.
+fn shown_image(sources: &Sources) -> Result<&str, AgentError> {
+    if sources.users.fd().is_none() {
+        return Ok(&sources.image);
     }
-    let upper = format!("{}/upper", sources.layer);
-    let work = format!("{}/work", sources.layer);
+    let mapped = fs_mount::bind_path(&sources.image)
+        .and_then(|mount| sources.users.map(&mount, false).map(|()| mount))
+        .doing(|| "giving the image to the pod's users".into())?;
+    fs_mount::attach_at(mapped, layout::MAPPED_IMAGE)?;
+    Ok(layout::MAPPED_IMAGE)
+}
+
+/// The directory `below` with the writable layer `layer` above it.
+pub(crate) fn overlay(below: &str, layer: &str) -> Result<OwnedFd, AgentError> {
+    let upper = format!("{layer}/upper");
+    let work = format!("{layer}/work");
     // volatile: the layer ends with the container, so nothing waits for syncs.
     let options = [
-        ("lowerdir", image),
+        ("lowerdir", below),
         ("upperdir", upper.as_str()),
         ("workdir", work.as_str()),
         ("volatile", ""),
     ];
-    let overlay = fs_mount::new("overlay", &options, Attr::MOUNT_ATTR_NODEV)?;
-    fs_mount::attach_at(overlay, layout::NEW_ROOT)
+    fs_mount::new("overlay", &options, Attr::MOUNT_ATTR_NODEV)
 }
 
 /// The pod's own files. A mount of the request at the same place wins: it is

@@ -1,7 +1,9 @@
 //! Making a container: image leased and attached, then the agent's part.
 
+use super::image_volumes::image_volumes;
 use crate::clock::{Stopwatch, now_ns};
 use crate::error::SandboxError;
+use crate::images::FoundImage;
 use crate::live::Live;
 use crate::record::{Container, ContainerState, SandboxState, Stage, Step, UserIds, stages};
 use crate::recorded::Recorded;
@@ -80,8 +82,10 @@ async fn try_create(
     let live = entry.require_live()?;
     let spec = item.record.read(|c| c.spec.clone());
     let clock = Stopwatch::start();
-    let (image_id, extent) = use_image(inner, entry, item, &live, &spec.image).await?;
+    let (image, extent) = use_image(inner, entry, item, &live, &spec.image).await?;
+    let image_id = image.id().to_owned();
     item.record.update(|c| c.image_id = image_id).await?;
+    let volumes = image_volumes(&spec.image, image.volumes(), &spec.mounts)?;
     let mut mounted = Vec::new();
     for mount in &spec.mounts {
         mounted.push(match &mount.source {
@@ -103,7 +107,8 @@ async fn try_create(
             c.steps.push(Step::GuestContainer);
         })
         .await?;
-    let call = Call::CreateContainer(vm_plan::create(&item.id, &spec, &extent, &mounted));
+    let request = vm_plan::create(&item.id, &spec, &extent, &mounted, volumes);
+    let call = Call::CreateContainer(request);
     let what = "create the container";
     let answer = live.call(what, call, &inner.config.timeouts).await?;
     let response::Result::CreateContainer(answer) = answer else {
@@ -145,26 +150,24 @@ async fn created(
     Ok(())
 }
 
-/// Leases a local image to the container and attaches it; returns its id and
-/// extent.
+/// Leases a local image to the container and attaches it.
 async fn use_image(
     inner: &Arc<Inner>,
     entry: &Arc<Entry>,
     item: &Arc<ContainerEntry>,
     live: &Live,
     name: &str,
-) -> Result<(String, Extent), SandboxError> {
+) -> Result<(FoundImage, Extent), SandboxError> {
     let image = inner.images.find(name).await?;
-    let id = image.id().to_owned();
     item.record
-        .update(|c| c.add_step(Step::ImageLease(id.clone())))
+        .update(|c| c.add_step(Step::ImageLease(image.id().to_owned())))
         .await?;
     inner.images.lease(&image, &item.id).await?;
     item.record
         .update(|c| c.add_step(Step::ImageExtent(image.extent())))
         .await?;
     let extent = attach_image(inner, entry, live, &image).await?;
-    Ok((id, extent))
+    Ok((image, extent))
 }
 
 /// The image's extent, attached if no other container has it yet.
@@ -172,7 +175,7 @@ async fn attach_image(
     inner: &Arc<Inner>,
     entry: &Arc<Entry>,
     live: &Live,
-    image: &crate::images::FoundImage,
+    image: &FoundImage,
 ) -> Result<Extent, SandboxError> {
     let mut images = entry.images.lock().await;
     let name = image.extent();

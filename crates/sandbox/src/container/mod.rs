@@ -1,6 +1,7 @@
 //! The life of a container, one file per operation.
 
 mod create;
+mod image_volumes;
 mod log;
 mod remove;
 mod start;
