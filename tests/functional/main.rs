@@ -26,6 +26,7 @@ mod network;
 mod pods;
 mod refusals;
 mod registry;
+mod sessions;
 mod shared;
 mod shares;
 mod streaming;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         trials("refusals", refusals::TESTS, no_engine),
         trials("guest_faults", guest_faults::TESTS, no_engine),
         trials("command_line", command_line::TESTS, no_engine),
+        trials("sessions", sessions::TESTS, no_engine),
         trials("command_line", command_line::BASH, &lacking("bash")),
         trials("command_line", command_line::ZSH, &lacking("zsh")),
         trials("command_line", command_line::FISH, &lacking("fish")),

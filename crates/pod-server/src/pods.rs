@@ -3,15 +3,19 @@
 mod info;
 mod logs;
 mod others;
+mod port_forward;
+mod session;
+mod target;
 mod watch;
 
 use crate::{convert, status};
 use others::Others;
 use pod_api::v1::pod_service_server::PodService;
 use pod_api::v1::{
-    GetPodRequest, GetPodResponse, InfoRequest, InfoResponse, ListPodsRequest, ListPodsResponse,
-    LogsRequest, LogsResponse, RemovePodRequest, RemovePodResponse, RunPodRequest, RunPodResponse,
-    StopPodRequest, StopPodResponse, WatchPodRequest, WatchPodResponse,
+    AttachRequest, ExecRequest, GetPodRequest, GetPodResponse, InfoRequest, InfoResponse,
+    ListPodsRequest, ListPodsResponse, LogsRequest, LogsResponse, PortForwardRequest,
+    PortForwardResponse, RemovePodRequest, RemovePodResponse, RunPodRequest, RunPodResponse,
+    SessionOutput, StopPodRequest, StopPodResponse, WatchPodRequest, WatchPodResponse,
 };
 use pod_engine::{EngineError, PodEngine};
 use sandbox::Sandboxes;
@@ -19,7 +23,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 pub use info::Facts;
 
@@ -31,6 +35,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub struct Pods {
     engine: PodEngine,
     others: Others,
+    sandboxes: Sandboxes,
     facts: Arc<Facts>,
 }
 
@@ -40,7 +45,8 @@ impl Pods {
     pub fn new(engine: PodEngine, sandboxes: Sandboxes, facts: Facts) -> Self {
         Self {
             engine,
-            others: Others::new(sandboxes),
+            others: Others::new(sandboxes.clone()),
+            sandboxes,
             facts: Arc::new(facts),
         }
     }
@@ -77,12 +83,7 @@ impl PodService for Pods {
         &self,
         request: Request<GetPodRequest>,
     ) -> Result<Response<GetPodResponse>, Status> {
-        let name = request.into_inner().pod;
-        let pod = match self.engine.get(&name) {
-            Err(EngineError::NoSuchPod(_)) => self.others.find(&name),
-            pod => pod.map(|pod| convert::pod(&pod)),
-        };
-        let pod = pod.map_err(|e| status::of_engine(&e))?;
+        let pod = self.pod(&request.into_inner().pod)?;
         Ok(Response::new(GetPodResponse { pod: Some(pod) }))
     }
 
@@ -136,6 +137,36 @@ impl PodService for Pods {
             &self.others,
             request.into_inner(),
         )?))
+    }
+
+    type ExecStream = Answers<SessionOutput>;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        let output = session::exec(self, request.into_inner()).await?;
+        Ok(Response::new(output))
+    }
+
+    type AttachStream = Answers<SessionOutput>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let output = session::attach(self, request.into_inner()).await?;
+        Ok(Response::new(output))
+    }
+
+    type PortForwardStream = Answers<PortForwardResponse>;
+
+    async fn port_forward(
+        &self,
+        request: Request<Streaming<PortForwardRequest>>,
+    ) -> Result<Response<Self::PortForwardStream>, Status> {
+        let answers = port_forward::open(self, request.into_inner()).await?;
+        Ok(Response::new(answers))
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {

@@ -23,8 +23,11 @@ pub(crate) fn of_engine(error: &EngineError) -> Status {
 /// The status of a failed call on a sandbox that the engine does not know.
 pub(crate) fn of_sandbox(error: &SandboxError) -> Status {
     let code = match error {
-        SandboxError::NoSuchSandbox(_) => Code::NotFound,
+        SandboxError::NoSuchSandbox(_) | SandboxError::NoSuchContainer(_) => Code::NotFound,
         SandboxError::WrongState { .. } => Code::FailedPrecondition,
+        SandboxError::Invalid { .. } => Code::InvalidArgument,
+        // Of the guest, not the daemon's fault.
+        SandboxError::Guest { .. } | SandboxError::VmDied { .. } => Code::Unavailable,
         _ => Code::Internal,
     };
     with_code(code, error)

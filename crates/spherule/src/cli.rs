@@ -8,8 +8,11 @@ mod list;
 mod logs;
 mod network;
 mod output;
+mod port_forward;
 mod run;
+mod session;
 mod stop;
+mod terminal;
 
 pub(crate) use output::is_unread;
 
@@ -73,6 +76,12 @@ enum Command {
     Ps(list::Args),
     /// Print what a pod's containers wrote
     Logs(logs::Args),
+    /// Run a command in a container of a pod
+    Exec(session::ExecArgs),
+    /// Be the terminal, or the input and output, of a running container
+    Attach(session::AttachArgs),
+    /// Listen on local ports that are a pod's
+    PortForward(port_forward::Args),
     /// Print everything known of pods, as JSON
     Inspect(inspect::Args),
     /// Stop pods: containers end in their grace period, then the VM
@@ -125,6 +134,9 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Run(args) => return run::run(daemon, args).await,
         Command::Ps(args) => list::run(daemon, args, output).await?,
         Command::Logs(args) => logs::run(daemon, args).await?,
+        Command::Exec(args) => return session::exec(daemon, args).await,
+        Command::Attach(args) => return session::attach(daemon, args).await,
+        Command::PortForward(args) => port_forward::run(daemon, args).await?,
         Command::Inspect(args) => inspect::run(daemon, args).await?,
         Command::Stop(args) => stop::stop(daemon, args).await?,
         Command::Rm(args) => stop::rm(daemon, args).await?,

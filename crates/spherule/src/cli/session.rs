@@ -1,0 +1,257 @@
+//! `spherule exec` and `spherule attach`: our standard streams and terminal as
+//! those of a process in a container; we end as it does.
+
+use super::client::{Daemon, refused};
+use super::terminal::{self, Came, Raw, Signals};
+use anyhow::bail;
+use pod_api::v1::session_input::Kind as In;
+use pod_api::v1::session_output::Kind as Out;
+use pod_api::v1::{
+    AttachRequest, AttachStart, ExecRequest, ExecStart, SessionInput, SessionOutput,
+    attach_request, exec_request,
+};
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+/// Most bytes of input in a message.
+const PIECE: usize = 16 << 10;
+/// Messages that wait for a slow daemon.
+const BACKLOG: usize = 4;
+/// What ends an attached session on a terminal, as in docker: ^P ^Q.
+const DETACH: [u8; 2] = [0x10, 0x11];
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExecArgs {
+    /// Pass our standard input on
+    #[arg(long, short = 'i')]
+    stdin: bool,
+    /// Give the command a terminal
+    #[arg(long, short)]
+    tty: bool,
+    /// In this container [default: the pod's first]
+    #[arg(long, short, default_value_t)]
+    container: String,
+    /// Id, unique prefix of it, name, or namespace/name
+    pod: String,
+    /// Program and arguments
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AttachArgs {
+    /// Pass our standard input on
+    #[arg(long, short = 'i')]
+    stdin: bool,
+    /// The container has a terminal: be one for it (^P ^Q detaches)
+    #[arg(long, short)]
+    tty: bool,
+    /// To this container [default: the pod's first]
+    #[arg(long, short, default_value_t)]
+    container: String,
+    /// Id, unique prefix of it, name, or namespace/name
+    pod: String,
+}
+
+/// Runs a command; the exit code is the command's.
+pub(crate) async fn exec(mut daemon: Daemon, args: ExecArgs) -> anyhow::Result<ExitCode> {
+    let start = ExecStart {
+        pod: args.pod,
+        container: args.container,
+        command: args.command,
+        stdin: args.stdin,
+        terminal: args.tty,
+        size: args.tty.then(terminal::size).flatten(),
+    };
+    let (input, inputs) = mpsc::channel(BACKLOG);
+    let start = exec_request::Kind::Start(start);
+    let inputs = ReceiverStream::new(inputs).map(exec_request::Kind::Input);
+    let requests = tokio_stream::once(start).chain(inputs);
+    let requests = requests.map(|kind| ExecRequest { kind: Some(kind) });
+    let output = daemon.pods.exec(requests).await.map_err(refused)?;
+    let streams = Streams {
+        input,
+        output: output.into_inner(),
+    };
+    streams.serve(args.stdin, args.tty, false).await
+}
+
+/// Attaches to a container; the exit code is the container's, or 0 where we leave
+/// it.
+pub(crate) async fn attach(mut daemon: Daemon, args: AttachArgs) -> anyhow::Result<ExitCode> {
+    let start = AttachStart {
+        pod: args.pod,
+        container: args.container,
+        stdin: args.stdin,
+        terminal: args.tty,
+    };
+    let (input, inputs) = mpsc::channel(BACKLOG);
+    let start = attach_request::Kind::Start(start);
+    let inputs = ReceiverStream::new(inputs).map(attach_request::Kind::Input);
+    let requests = tokio_stream::once(start).chain(inputs);
+    let requests = requests.map(|kind| AttachRequest { kind: Some(kind) });
+    let output = daemon.pods.attach(requests).await.map_err(refused)?;
+    let streams = Streams {
+        input,
+        output: output.into_inner(),
+    };
+    if args.tty
+        && let Some(size) = terminal::size()
+    {
+        say(&streams.input, In::Resize(size)).await;
+    }
+    streams.serve(args.stdin, args.tty, true).await
+}
+
+/// Both ways of a session.
+#[derive(Debug)]
+struct Streams {
+    input: mpsc::Sender<SessionInput>,
+    output: Streaming<SessionOutput>,
+}
+
+impl Streams {
+    async fn serve(self, stdin: bool, terminal: bool, may_leave: bool) -> anyhow::Result<ExitCode> {
+        // Before the terminal is changed, so that nothing ends us in between.
+        let signals = terminal.then(Signals::catch).transpose()?;
+        let raw = if stdin && terminal {
+            Raw::enter()?
+        } else {
+            None
+        };
+        let may_leave = may_leave && raw.is_some();
+        let Self { input, output } = self;
+        // Each at its own pace: a command may take no input until its output is
+        // taken.
+        tokio::select! {
+            code = show_all(output) => Ok(ExitCode::from(code?)),
+            () = pass_stdin(&input, stdin, may_leave) => Ok(ExitCode::SUCCESS),
+            number = pass_signals(&input, signals) => {
+                Ok(ExitCode::from(u8::try_from(128 + number).unwrap_or(255)))
+            }
+        }
+    }
+}
+
+/// A session that is over hears nothing; its output says why.
+async fn say(input: &mpsc::Sender<SessionInput>, kind: In) {
+    let _ = input.send(SessionInput { kind: Some(kind) }).await;
+}
+
+/// Shows the output to its end; returns the exit code.
+async fn show_all(mut output: Streaming<SessionOutput>) -> anyhow::Result<u8> {
+    while let Some(said) = output.message().await.map_err(refused)? {
+        if let Some(kind) = said.kind
+            && let Some(code) = show(kind)?
+        {
+            return Ok(code);
+        }
+    }
+    bail!("the daemon ended the session without a result")
+}
+
+/// Passes our standard input on; returns where we are to leave the session.
+async fn pass_stdin(input: &mpsc::Sender<SessionInput>, stdin: bool, may_leave: bool) {
+    if stdin {
+        let mut typed = read_stdin();
+        let mut keys = Keys::default();
+        while let Some(bytes) = typed.recv().await {
+            if may_leave && keys.leave(&bytes) {
+                return;
+            }
+            say(input, In::Stdin(bytes)).await;
+        }
+        say(input, In::StdinClosed(true)).await;
+    }
+    std::future::pending().await
+}
+
+/// Passes our terminal's size on; returns the number of a signal that ends us.
+async fn pass_signals(input: &mpsc::Sender<SessionInput>, signals: Option<Signals>) -> i32 {
+    let Some(mut signals) = signals else {
+        return std::future::pending().await;
+    };
+    loop {
+        match signals.next().await {
+            Came::Resize => {
+                if let Some(size) = terminal::size() {
+                    say(input, In::Resize(size)).await;
+                }
+            }
+            Came::End(number) => return number,
+        }
+    }
+}
+
+/// Puts output on our own; the exit code once there is one.
+fn show(kind: Out) -> io::Result<Option<u8>> {
+    match kind {
+        Out::Stdout(bytes) => {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(&bytes)?;
+            stdout.flush()?;
+        }
+        Out::Stderr(bytes) => io::stderr().lock().write_all(&bytes)?,
+        Out::Lost(bytes) => {
+            eprintln!("\r\n[{bytes} bytes of output are missing here: we were too slow]\r");
+        }
+        Out::Exited(exit) => return Ok(Some(u8::try_from(exit.code).unwrap_or(255))),
+    }
+    Ok(None)
+}
+
+/// Our standard input in pieces. By a thread of its own: a read that waits cannot
+/// be given up, and must not hold up our end.
+fn read_stdin() -> mpsc::Receiver<Vec<u8>> {
+    let (sender, pieces) = mpsc::channel(BACKLOG);
+    std::thread::spawn(move || {
+        let mut bytes = vec![0; PIECE];
+        loop {
+            match io::stdin().lock().read(&mut bytes) {
+                Ok(0) => return,
+                Ok(read) => {
+                    if sender.blocking_send(bytes[..read].to_vec()).is_err() {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    });
+    pieces
+}
+
+/// Looks for the keys that detach, also where they come one by one.
+#[derive(Debug, Default)]
+struct Keys {
+    last: u8,
+}
+
+impl Keys {
+    fn leave(&mut self, bytes: &[u8]) -> bool {
+        bytes.iter().any(|&byte| {
+            let before = std::mem::replace(&mut self.last, byte);
+            [before, byte] == DETACH
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_detach_are_found_however_they_come() {
+        let mut keys = Keys::default();
+        assert!(!keys.leave(b"ls\r\x10"));
+        assert!(keys.leave(b"\x11"));
+        let mut keys = Keys::default();
+        assert!(!keys.leave(b"\x11\x10x\x11"));
+        assert!(keys.leave(b"a\x10\x11"));
+    }
+}

@@ -1,0 +1,276 @@
+//! Commands in containers, attached sessions and forwarded ports, by our own
+//! command line.
+
+use crate::{Test, shared};
+use anyhow::{Context, ensure};
+use serde_json::json;
+use spherule_tests::Daemon;
+use spherule_tests::manifest::one;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::process::{Command, Stdio};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("command_has_our_input_output_and_exit_code", exec),
+    (
+        "command_on_a_terminal_has_its_size_and_gives_it_back",
+        terminal,
+    ),
+    ("caller_that_goes_away_ends_its_command", gone),
+    (
+        "attached_session_shows_output_and_ends_with_its_container",
+        attach,
+    ),
+    ("local_port_is_a_pods", port_forward),
+    (
+        "daemon_that_dies_ends_sessions_and_no_container",
+        daemon_dies,
+    ),
+];
+
+/// A pod that runs `script`; its container runs.
+fn pod(name: &str, script: &str) -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    daemon.run_detached(&one(name, script, json!({})))?;
+    let runs = |pod: &serde_json::Value| pod["containers"][0]["state"] == "STATE_RUNNING";
+    daemon.wait_for(name, "running", runs)?;
+    Ok(())
+}
+
+fn exec() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    pod("exec", "sleep 100000")?;
+    let script = "echo out; echo err >&2; exit 7";
+    let ran = daemon.cli(["exec", "exec", "--", "sh", "-c", script])?;
+    ensure!(ran.stderr == "err\n", "{ran}");
+    ensure!(ran.code(7)? == "out\n");
+    let nothing = daemon.cli(["exec", "exec", "--", "/no/such"])?;
+    nothing.refused(&["/no/such"])?;
+    daemon
+        .cli(["exec", "exec", "-c", "ghost", "--", "true"])?
+        .refused(&["ghost", "it has: c"])?;
+
+    // Any bytes, both ways, with an end.
+    let sent: Vec<u8> = (0..3_000_000u32)
+        .map(|n| u8::try_from(n / 7 % 256).unwrap_or(0))
+        .collect();
+    let mut child = daemon
+        .command(["exec", "-i", "exec", "--", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut stdin = child.stdin.take().context("stdin")?;
+    let bytes = sent.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(&bytes));
+    let out = child.wait_with_output()?;
+    writer
+        .join()
+        .map_err(|_| anyhow::anyhow!("the writer died"))??;
+    ensure!(out.status.success() && out.stdout == sent, "{}", out.status);
+    Ok(())
+}
+
+fn terminal() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    pod("terminal", "sleep 100000")?;
+    let exec = daemon.command(["exec", "-i", "-t", "terminal", "--", "sh"]);
+    let words = std::iter::once(exec.get_program()).chain(exec.get_args());
+    let exec: Vec<_> = words.map(|w| w.to_string_lossy()).collect();
+    let script = format!(
+        "stty rows 33 cols 77; {}; echo code $?; stty -a",
+        exec.join(" ")
+    );
+    let mut child = Command::new("script")
+        .args(["--quiet", "--return", "--command", &script, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("script, of the package bsdutils")?;
+    let mut stdin = child.stdin.take().context("stdin")?;
+    let mut shown = BufReader::new(child.stdout.take().context("stdout")?);
+    let mut all = String::new();
+    let mut until = |word: &str| -> anyhow::Result<()> {
+        while !all.contains(word) {
+            let mut bytes = [0; 1000];
+            let read = shown.read(&mut bytes)?;
+            ensure!(read > 0, "no {word:?} in {all:?}");
+            all.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        }
+        Ok(())
+    };
+    // The shell's prompt, then what only a raw terminal passes on: ^C.
+    until("# ")?;
+    stdin.write_all(b"stty size; trap 'echo inter''rupted' INT\n")?;
+    until("33 77")?;
+    stdin.write_all(b"\x03")?;
+    until("interrupted")?;
+    stdin.write_all(b"exit 9\n")?;
+    until("code 9")?;
+    until("speed")?;
+    until(" echo ")?;
+    ensure!(all.contains(" icanon "), "{all}");
+    drop(stdin);
+    child.wait()?;
+    Ok(())
+}
+
+fn gone() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    pod("gone", "sleep 100000")?;
+    let mut child = daemon
+        .command(["exec", "gone", "--", "sh", "-c", "echo up; sleep 4321"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().context("stdout")?).read_line(&mut line)?;
+    ensure!(line == "up\n", "{line:?}");
+    child.kill()?;
+    child.wait()?;
+    let script = "while ps | grep -q '[s]leep 4321'; do usleep 1000; done";
+    daemon
+        .cli(["exec", "gone", "--", "sh", "-c", script])?
+        .ok()?;
+    Ok(())
+}
+
+fn attach() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    let script = "while ! test -e /end; do echo tick; usleep 100000; done; exit 6";
+    pod("attach", script)?;
+    let mut leaves = daemon
+        .command(["attach", "attach"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut stays = daemon
+        .command(["attach", "attach"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    for child in [&mut leaves, &mut stays] {
+        let mut line = String::new();
+        let stdout = child.stdout.as_mut().context("stdout")?;
+        BufReader::with_capacity(5, stdout).read_line(&mut line)?;
+        ensure!(line == "tick\n", "{line:?}");
+    }
+    leaves.kill()?;
+    leaves.wait()?;
+    daemon
+        .cli(["exec", "attach", "--", "touch", "/end"])?
+        .ok()?;
+    let out = stays.wait_with_output()?;
+    ensure!(out.status.code() == Some(6), "{out:?}");
+    let wrong = daemon.cli(["attach", "-i", "attach"])?;
+    wrong.refused(&[])?;
+    Ok(())
+}
+
+fn daemon_dies() -> anyhow::Result<()> {
+    let mut daemon = Daemon::start()?;
+    daemon.run_detached(&one(
+        "stays",
+        "while true; do echo tick; sleep 1; done",
+        json!({}),
+    ))?;
+    let runs = |pod: &serde_json::Value| pod["containers"][0]["state"] == "STATE_RUNNING";
+    daemon.wait_for("stays", "running", runs)?;
+    let sessions = [
+        &["exec", "stays", "--", "sh", "-c", "echo tick; sleep 4321"][..],
+        &["attach", "stays"],
+    ];
+    let mut children = Vec::new();
+    for args in sessions {
+        let mut child = daemon
+            .command(args.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        let stdout = child.stdout.as_mut().context("stdout")?;
+        BufReader::with_capacity(5, stdout).read_line(&mut line)?;
+        ensure!(line == "tick\n", "{line:?}");
+        children.push(child);
+    }
+    daemon.kill()?;
+    for child in children {
+        let out = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        ensure!(
+            out.status.code() == Some(1) && said.contains("daemon"),
+            "{out:?}"
+        );
+    }
+    daemon.restart()?;
+    daemon.wait_for("stays", "running", runs)?;
+    let script = "while ps | grep -q '[s]leep 4321'; do usleep 1000; done; echo gone";
+    let ran = daemon.cli(["exec", "stays", "--", "sh", "-c", script])?;
+    ensure!(ran.ok()? == "gone\n");
+    let restarts = daemon.inspect("stays")?["containers"][0]["restart_count"].clone();
+    ensure!(restarts.as_u64().unwrap_or(0) == 0, "{restarts}");
+    Ok(())
+}
+
+fn port_forward() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    pod("ports", "nc -ll -p 7 -e md5sum")?;
+    let mut child = daemon
+        .command([
+            "port-forward",
+            "ports",
+            ":7",
+            ":8",
+            "--address",
+            "127.0.0.1",
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let result = forwarded(&mut child);
+    child.kill()?;
+    child.wait()?;
+    result
+}
+
+fn forwarded(child: &mut std::process::Child) -> anyhow::Result<()> {
+    let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
+    let mut address = || -> anyhow::Result<String> {
+        let line = lines.next().context("a line")??;
+        let rest = line
+            .strip_prefix("Forwarding from ")
+            .context(line.clone())?;
+        Ok(rest.split(' ').next().unwrap_or_default().to_owned())
+    };
+    let (open, closed) = (address()?, address()?);
+    // The answer comes after the end of what is sent.
+    let md5 = || -> anyhow::Result<String> {
+        let mut stream = TcpStream::connect(&open)?;
+        let mut text = String::new();
+        // Where nothing listens yet, it is reset at some moment.
+        let _ = stream
+            .write_all(b"hello")
+            .and_then(|()| stream.shutdown(Shutdown::Write))
+            .and_then(|()| stream.read_to_string(&mut text));
+        Ok(text)
+    };
+    // Until the pod's program listens.
+    let mut text = md5()?;
+    for _ in 0..100 {
+        if text.is_empty() {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            text = md5()?;
+        }
+    }
+    ensure!(
+        text.starts_with("5d41402abc4b2a76b9719d911017c592"),
+        "{text:?}"
+    );
+    let mut refused = TcpStream::connect(&closed)?;
+    let mut nothing = Vec::new();
+    // A reset is as good as an end.
+    let _ = refused.read_to_end(&mut nothing);
+    ensure!(nothing.is_empty());
+    let mut stderr = BufReader::new(child.stderr.take().context("stderr")?);
+    let mut said = String::new();
+    while !said.contains("port 8: connection refused") {
+        ensure!(stderr.read_line(&mut said)? > 0, "{said}");
+    }
+    Ok(())
+}
