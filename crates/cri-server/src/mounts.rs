@@ -72,6 +72,7 @@ fn one(index: usize, mount: &Mount, users: Option<UserNamespace>) -> Result<Moun
                 host_to_container: propagation == MountPropagation::PropagationHostToContainer,
                 recursive_read_only: mount.recursive_read_only,
                 id_mapped,
+                within: Vec::new(),
             }),
             sub_path: String::new(),
             destination: mount.container_path.clone(),
@@ -252,6 +253,7 @@ mod tests {
                 host_to_container: true,
                 recursive_read_only: false,
                 id_mapped: false,
+                within: Vec::new(),
             })
         );
         assert!(got[0].read_only);

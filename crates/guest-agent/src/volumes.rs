@@ -6,7 +6,7 @@ use crate::fs_mount;
 use crate::layout;
 use crate::sys::quota;
 use guest_api::proto::{Volume, volume::Medium};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Gid, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags as Attr;
 use std::collections::BTreeMap;
@@ -47,6 +47,9 @@ pub(crate) fn check(volumes: &[Volume]) -> Result<(), AgentError> {
             let problem = format!("the name {} occurs twice", volume.name);
             return Err(AgentError::invalid(field("name"), problem));
         }
+        if volume.group == Some(u32::MAX) {
+            return Err(AgentError::invalid(field("group"), "is no group"));
+        }
         if !matches!(
             Medium::try_from(volume.medium),
             Ok(Medium::Scratch | Medium::Memory)
@@ -75,6 +78,10 @@ fn create_in_memory(volume: &Volume) -> Result<String, AgentError> {
     let path = format!("{}/{}", layout::MEMORY_VOLUMES, volume.name);
     let size = volume.size_limit.to_string();
     let mut options = vec![("mode", "0777")];
+    let group = volume.group.map(|group| group.to_string());
+    if let Some(group) = &group {
+        options = vec![("mode", "2777"), ("gid", group.as_str())];
+    }
     if volume.size_limit > 0 {
         options.push(("size", size.as_str()));
     }
@@ -92,7 +99,13 @@ fn create_on_disk(volume: &Volume, project: u32) -> Result<String, AgentError> {
         .doing(|| format!("opening the volume {}", volume.name))?;
     // As Kubernetes makes emptyDir volumes: for any user of the pod. Not by
     // mkdir, which a umask would change.
-    rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o777))
+    let mut mode = 0o777;
+    if let Some(group) = volume.group {
+        rustix::fs::fchown(&dir, None, Some(Gid::from_raw(group)))
+            .doing(|| format!("giving the volume {} to group {group}", volume.name))?;
+        mode |= 0o2000;
+    }
+    rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))
         .doing(|| format!("opening the volume {} to all users", volume.name))?;
     if volume.size_limit > 0 {
         quota::assign_project(&dir, project)
@@ -123,6 +136,7 @@ mod tests {
             name: name.to_owned(),
             medium: medium.into(),
             size_limit: 0,
+            group: None,
         }
     }
 

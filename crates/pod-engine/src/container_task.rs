@@ -3,30 +3,45 @@
 //! began is gone on with.
 
 use crate::engine::now_ns;
+use crate::env::{self, Vars};
 use crate::error::{EngineError, chain};
 use crate::images::{self, Missing, Resolved};
-use crate::manifest::Container;
-use crate::plan;
+use crate::manifest::{Container, ImagePullPolicy};
 use crate::pod_task::Task;
+use crate::record::Pod;
 use crate::state::{self, CODE_NOT_STARTED, Ended, Slot};
-use sandbox::{ContainerState, SandboxError};
-use std::collections::HashMap;
+use crate::{mounts, plan};
+use sandbox::{ContainerState, MountSpec, SandboxError};
+use std::collections::{BTreeMap, HashMap};
 use tokio::task::JoinHandle;
+
+/// Reason of a container whose configuration cannot be had: an object that it
+/// refers to is missing, or what it asks for is impossible.
+pub(crate) const CONFIG_ERROR: &str = "CreateContainerConfigError";
 
 /// Images that are fetched while the VM boots, by their name.
 pub(crate) type Prefetched = HashMap<String, JoinHandle<Result<Resolved, Missing>>>;
 
 /// Begins to fetch the images of containers that are yet to start.
 pub(crate) fn prefetch(task: &Task, images: &mut Prefetched) {
-    for (_, container) in task.entry.manifest.all_containers() {
-        if images.contains_key(&container.image) {
+    let manifest = &task.entry.manifest;
+    let own = manifest
+        .all_containers()
+        .map(|(_, c)| (&c.image, c.image_pull_policy));
+    let volumes = manifest
+        .spec
+        .volumes
+        .iter()
+        .filter_map(|v| v.image.as_ref());
+    for (image, policy) in own.chain(volumes.map(|v| (&v.reference, v.pull_policy))) {
+        if images.contains_key(image) {
             continue;
         }
         let store = task.inner.images.clone();
-        let name = container.image.clone();
-        let policy = images::policy(container.image_pull_policy, &name);
+        let name = image.clone();
+        let policy = images::policy(policy, &name);
         let fetch = tokio::spawn(async move { images::resolve(&store, &name, policy).await });
-        images.insert(container.image.clone(), fetch);
+        images.insert(image.clone(), fetch);
     }
 }
 
@@ -53,39 +68,32 @@ pub(crate) async fn start(
         state::begin(status);
         status.instances - 1
     })?;
-    let image = match fetch(task, wanted, images).await {
-        Ok(image) => image,
-        Err(missing) => {
-            tracing::info!(
-                pod = task.entry.id,
-                container = wanted.name,
-                missing.reason,
-                missing.message
-            );
-            return task.update(|record| {
-                let now = now_ns();
-                let status = record.status_mut(slot);
-                // From the second time on it is the pause that holds it up.
-                let reason = match missing.reason {
-                    "ErrImagePull" if status.hold_up_ms > 0 => "ImagePullBackOff",
-                    reason => reason,
-                };
-                state::held_up(status, &task.rules, reason, &missing.message, now);
-            });
-        }
+    let fetched = fetch(task, &wanted.image, wanted.image_pull_policy, images).await;
+    let volumes = image_volumes(task, wanted, images).await;
+    let (image, volumes) = match (fetched, volumes) {
+        (Ok(image), Ok(volumes)) => (image, volumes),
+        (Err(missing), _) | (_, Err(missing)) => return held_up(task, slot, &missing),
     };
-    let spec = plan::container(
-        &task.entry.manifest,
-        wanted,
+    let pod = task.entry.pod();
+    let referred = configure(task, &pod, wanted, &volumes);
+    let (vars, mounts) = match referred {
+        Ok(referred) => referred,
+        Err(missing) => return held_up(task, slot, &missing),
+    };
+    let parts = plan::Parts {
+        manifest: &task.entry.manifest,
+        container: wanted,
         attempt,
-        &image,
-        &task.inner.config.defaults,
-        (&task.entry.record.get().pod.name, &task.entry.log_dir),
-    );
-    let spec = match spec {
+        image: &image,
+        vars: &vars,
+        mounts,
+        pod_name: &pod.name,
+        log_dir: &task.entry.log_dir,
+    };
+    let spec = match plan::container(parts, &task.inner.config.defaults) {
         Ok(spec) => spec,
         Err(error) => {
-            return failed(task, slot, "CreateContainerConfigError", error.to_string());
+            return failed(task, slot, CONFIG_ERROR, error.to_string());
         }
     };
     let sandboxes = &task.inner.sandboxes;
@@ -115,21 +123,85 @@ pub(crate) async fn start(
     }
 }
 
-/// The image: what was fetched while the VM booted, the first time.
-async fn fetch(
+/// Something that the container needs is not there now: it is tried again.
+fn held_up(task: &Task, slot: Slot, missing: &Missing) -> Result<(), EngineError> {
+    let Missing { reason, message } = missing;
+    tracing::info!(
+        pod = task.entry.id,
+        slot.index,
+        reason,
+        message,
+        "a container waits"
+    );
+    task.update(|record| {
+        let now = now_ns();
+        let status = record.status_mut(slot);
+        // From the second time on it is the pause that holds it up.
+        let reason = match *reason {
+            "ErrImagePull" if status.hold_up_ms > 0 => "ImagePullBackOff",
+            reason => reason,
+        };
+        state::held_up(status, &task.rules, reason, message, now);
+    })
+}
+
+/// The ids of the images that the container's mounts show, by reference.
+async fn image_volumes(
     task: &Task,
     wanted: &Container,
     images: &mut Prefetched,
+) -> Result<BTreeMap<String, String>, Missing> {
+    let volumes = task.entry.manifest.spec.volumes.iter();
+    let mounted = volumes.filter(|v| wanted.volume_mounts.iter().any(|m| m.name == v.name));
+    let mut ids = BTreeMap::new();
+    for volume in mounted.filter_map(|volume| volume.image.as_ref()) {
+        let image = fetch(task, &volume.reference, volume.pull_policy, images).await?;
+        ids.insert(volume.reference.clone(), image.id);
+    }
+    Ok(ids)
+}
+
+/// The container's variables and mounts, which refer to objects.
+fn configure(
+    task: &Task,
+    pod: &Pod,
+    wanted: &Container,
+    images: &BTreeMap<String, String>,
+) -> Result<(Vars, Vec<MountSpec>), Missing> {
+    let missing = |message| Missing {
+        reason: CONFIG_ERROR,
+        message,
+    };
+    let facts = task.entry.facts(pod);
+    let objects = &task.inner.objects;
+    let env = env::Sources { facts, objects };
+    let vars = env.vars(wanted).map_err(|error| missing(chain(&error)))?;
+    let mounts = mounts::Sources {
+        facts,
+        volumes: &task.inner.volumes,
+        objects,
+        images,
+    };
+    let mounts = mounts.mounts(wanted, &vars);
+    Ok((vars, mounts.map_err(|error| missing(chain(&error)))?))
+}
+
+/// An image: what was fetched while the VM booted, the first time.
+async fn fetch(
+    task: &Task,
+    image: &str,
+    policy: Option<ImagePullPolicy>,
+    images: &mut Prefetched,
 ) -> Result<Resolved, Missing> {
-    if let Some(fetched) = images.get_mut(&wanted.image) {
+    if let Some(fetched) = images.get_mut(image) {
         let result = fetched.await;
-        images.remove(&wanted.image);
+        images.remove(image);
         if let Ok(result) = result {
             return result;
         }
     }
-    let policy = images::policy(wanted.image_pull_policy, &wanted.image);
-    images::resolve(&task.inner.images, &wanted.image, policy).await
+    let policy = images::policy(policy, image);
+    images::resolve(&task.inner.images, image, policy).await
 }
 
 /// The container could not be made or started. If its VM is gone, that is the

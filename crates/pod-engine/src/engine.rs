@@ -2,15 +2,20 @@
 
 mod accept;
 mod log_files;
+mod objects;
 mod pods;
 mod recover;
 
+#[cfg(test)]
+pub(crate) use accept::new_record;
+pub(crate) use accept::uuid;
 pub use log_files::{LogFile, LogFiles};
+pub(crate) use objects::blocking;
 pub(crate) use pods::{Entry, Inner, remove_dir};
 
 use crate::backoff::Backoff;
 use crate::error::EngineError;
-use crate::manifest::{Manifest, NodeLimits};
+use crate::manifest::{ManifestError, NodeLimits, Stream};
 use crate::pod_task;
 use crate::record::{Pod, Wanted};
 use crate::sizing::{self, Defaults};
@@ -36,6 +41,9 @@ pub struct Config {
     pub max_memory_mib: Option<u64>,
     /// Pods get the node's network; otherwise their loopback only.
     pub network: bool,
+    /// Directories of the host beneath which pods may have hostPath volumes and
+    /// PersistentVolumes may lie.
+    pub allow_host_paths: Vec<PathBuf>,
 }
 
 impl Config {
@@ -48,6 +56,7 @@ impl Config {
             max_pods: 10_000,
             max_memory_mib: None,
             network: true,
+            allow_host_paths: Vec::new(),
         }
     }
 }
@@ -64,12 +73,13 @@ pub(crate) fn now_ns() -> i64 {
 }
 
 impl PodEngine {
-    /// Accepts the one `v1.Pod` of a manifest (YAML or JSON). The answer comes when
-    /// it is recorded; it runs soon after.
+    /// Accepts the one `v1.Pod` of a manifest (YAML or JSON), and the objects beside
+    /// it. The answer comes when all are recorded; the pod runs soon after.
     ///
     /// # Errors
     /// [`EngineError::Manifest`] with every fault of the manifest,
-    /// [`EngineError::NameTaken`] while a pod has its name.
+    /// [`EngineError::NameTaken`] while a pod has its name,
+    /// [`EngineError::Object`] if an object cannot be kept: then nothing is.
     pub async fn run_pod(
         &self,
         manifest: &str,
@@ -80,9 +90,13 @@ impl PodEngine {
             memory_mib: inner.most_mib,
             network: inner.config.network,
         };
-        let (manifest, tree) = Manifest::parse(manifest, &limits)?;
+        let Stream { pod, objects } = Stream::parse(manifest, &limits)?;
+        let (manifest, tree) = pod.ok_or(ManifestError::NoPod)?;
+        self.check_host_paths(Some(&manifest), &objects)?;
         let size = sizing::vm_size(&manifest, &inner.config.defaults, inner.most_mib)?;
         let record = accept::new_record(&manifest, tree.to_string(), engine, size);
+        inner.check_name(&record)?;
+        self.keep(objects).await?;
         let entry = inner.add(record, manifest, size)?;
         pod_task::spawn(inner, &entry);
         Ok(Arc::new(entry.pod()))

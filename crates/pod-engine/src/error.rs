@@ -1,6 +1,7 @@
 //! Why the engine refused or failed a call.
 
 use crate::manifest::ManifestError;
+use crate::objects::ObjectError;
 use crate::sizing::SizeError;
 
 pub(crate) use sandbox::chain;
@@ -86,6 +87,28 @@ pub enum EngineError {
         /// What the store said.
         message: String,
     },
+    /// An object cannot be kept or removed.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// An object's record could not be read or written.
+    #[error("the record of {object} could not be kept: {message}")]
+    ObjectState {
+        /// Its kind and name, or "(all)".
+        object: String,
+        /// What the store said.
+        message: String,
+    },
+    /// A pod's volumes are not in line with their objects.
+    #[error("the volumes of pod {pod} could not be written: {message}")]
+    Volumes {
+        /// The pod's namespace and name.
+        pod: String,
+        /// What is in the way.
+        message: String,
+    },
+    /// A task of the engine died.
+    #[error("internal error: {0}")]
+    Task(String),
     /// A file or directory of a pod could not be made or removed.
     #[error("{path}: {source}")]
     Files {
@@ -106,10 +129,16 @@ impl EngineError {
             Self::NameTaken { .. } => ErrorKind::AlreadyExists,
             Self::NoSuchPod(_) | Self::NoSuchContainer { .. } => ErrorKind::NotFound,
             Self::StillRunning(_) => ErrorKind::FailedPrecondition,
-            Self::TooManyPods(_) => ErrorKind::ResourceExhausted,
-            Self::NotRemoved { .. } | Self::State { .. } | Self::Files { .. } => {
-                ErrorKind::Internal
+            Self::TooManyPods(_) | Self::Object(ObjectError::TooMany { .. }) => {
+                ErrorKind::ResourceExhausted
             }
+            Self::Object(_) => ErrorKind::FailedPrecondition,
+            Self::NotRemoved { .. }
+            | Self::State { .. }
+            | Self::ObjectState { .. }
+            | Self::Volumes { .. }
+            | Self::Task(_)
+            | Self::Files { .. } => ErrorKind::Internal,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What a container's process is: the image's configuration and the manifest,
 //! merged as the kubelet does.
 
+use crate::env::Vars;
 use crate::expand::expand;
 use crate::manifest::{Container, PodSecurityContext, SecurityContext};
 use sandbox::{ProcessSpec, capabilities};
@@ -31,11 +32,13 @@ pub(crate) enum MergeError {
     CannotVerify(String),
 }
 
-/// The process of `container`, in a pod whose host name is `hostname`.
+/// The process of `container`, whose own variables are `own`, in a pod whose host
+/// name is `hostname`.
 pub(crate) fn process(
     container: &Container,
     pod: &PodSecurityContext,
     image: &ImageDefaults,
+    own: &Vars,
     hostname: &str,
 ) -> Result<ProcessSpec, MergeError> {
     let context = &container.security_context;
@@ -44,14 +47,13 @@ pub(crate) fn process(
     if context.run_as_non_root.or(pod.run_as_non_root) == Some(true) {
         check_non_root(uid, &image.user)?;
     }
-    let own = own_env(container);
     let cwd = match (container.working_dir.as_str(), image.working_dir.as_str()) {
         ("", "") => "/",
         ("", dir) | (dir, _) => dir,
     };
     Ok(ProcessSpec {
-        args: args(container, image, &own)?,
-        env: env(image, &own, hostname),
+        args: args(container, image, own)?,
+        env: env(image, own, hostname),
         cwd: cwd.to_owned(),
         user: image.user.clone(),
         uid: uid.and_then(|id| u32::try_from(id).ok()),
@@ -59,6 +61,7 @@ pub(crate) fn process(
         additional_gids: pod
             .supplemental_groups
             .iter()
+            .chain(&pod.fs_group)
             .filter_map(|id| u32::try_from(*id).ok())
             .collect(),
         capabilities: granted(context),
@@ -96,51 +99,32 @@ fn check_non_root(uid: Option<i64>, image_user: &str) -> Result<(), MergeError> 
     }
 }
 
-/// The manifest's variables in order, each expanded by those before it.
-fn own_env(container: &Container) -> Vec<(String, String)> {
-    let mut own: Vec<(String, String)> = Vec::new();
-    for var in &container.env {
-        let value = expand(&var.value, |name| find(&own, name));
-        set(&mut own, &var.name, value);
-    }
-    own
-}
-
-fn find(vars: &[(String, String)], name: &str) -> Option<String> {
-    vars.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone())
-}
-
-fn set(vars: &mut Vec<(String, String)>, name: &str, value: String) {
-    match vars.iter_mut().find(|(n, _)| n == name) {
-        Some(var) => var.1 = value,
-        None => vars.push((name.to_owned(), value)),
-    }
-}
-
-fn env(image: &ImageDefaults, own: &[(String, String)], hostname: &str) -> Vec<String> {
-    let mut vars = vec![
-        ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
-        ("HOSTNAME".to_owned(), hostname.to_owned()),
-    ];
+fn env(image: &ImageDefaults, own: &Vars, hostname: &str) -> Vec<String> {
+    let mut vars = Vars::default();
+    vars.set("PATH", DEFAULT_PATH.to_owned());
+    vars.set("HOSTNAME", hostname.to_owned());
     for var in &image.env {
         let (name, value) = var.split_once('=').unwrap_or((var, ""));
-        set(&mut vars, name, value.to_owned());
+        vars.set(name, value.to_owned());
     }
-    for (name, value) in own {
-        set(&mut vars, name, value.clone());
+    for (name, value) in &own.0 {
+        vars.set(name, value.clone());
     }
-    vars.into_iter().map(|(n, v)| format!("{n}={v}")).collect()
+    vars.0
+        .into_iter()
+        .map(|(n, v)| format!("{n}={v}"))
+        .collect()
 }
 
 /// A command replaces the image's entrypoint and cmd, args only its cmd.
 fn args(
     container: &Container,
     image: &ImageDefaults,
-    own: &[(String, String)],
+    own: &Vars,
 ) -> Result<Vec<String>, MergeError> {
     let expanded = |list: &[String]| -> Vec<String> {
         list.iter()
-            .map(|text| expand(text, |name| find(own, name)))
+            .map(|text| expand(text, |name| own.get(name)))
             .collect()
     };
     let mut args = if container.command.is_empty() {
@@ -184,7 +168,17 @@ mod tests {
         };
         let manifest = Manifest::parse(&text, &limits).unwrap().0;
         let spec = &manifest.spec;
-        process(&spec.containers[0], &spec.security_context, image, "host")
+        let mut own = Vars::default();
+        for var in &spec.containers[0].env {
+            own.set(&var.name, var.value.clone());
+        }
+        process(
+            &spec.containers[0],
+            &spec.security_context,
+            image,
+            &own,
+            "host",
+        )
     }
 
     fn args_of(container: &str) -> Vec<String> {
@@ -202,25 +196,19 @@ mod tests {
     }
 
     #[test]
-    fn variables_expand_by_those_before_them() {
+    fn own_variables_stand_over_the_images_and_expand_arguments() {
         let process = merge(
-            "args: ['$(A)', '$(FROM)', '$$(A)'], env: [{name: A, value: '1'}, {name: B, value: '$(A)$(C)'}, {name: C, value: x}, {name: FROM, value: pod}]",
-            "",
+            "args: ['$(A)', '$(FROM)', '$$(A)'], env: [{name: A, value: '1'}, {name: FROM, value: pod}]",
+            "fsGroup: 7",
             &image(),
         )
         .unwrap();
         assert_eq!(process.args, ["/entry", "1", "pod", "$(A)"]);
         assert_eq!(
             process.env,
-            [
-                "PATH=/bin",
-                "HOSTNAME=host",
-                "FROM=pod",
-                "A=1",
-                "B=1$(C)",
-                "C=x"
-            ]
+            ["PATH=/bin", "HOSTNAME=host", "FROM=pod", "A=1"]
         );
+        assert_eq!(process.additional_gids, [7]);
     }
 
     #[test]

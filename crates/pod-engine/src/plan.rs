@@ -1,13 +1,15 @@
 //! From a manifest to what the sandbox crate is asked for: pure.
 
+use crate::env::Vars;
 use crate::images::Resolved;
-use crate::manifest::{Container, Manifest, USER_NAMESPACE_IDS};
+use crate::manifest::{Container, Manifest, USER_NAMESPACE_IDS, Volume};
 use crate::merge::{self, MergeError};
 use crate::network;
 use crate::record::PodRecord;
 use crate::sizing::{self, Defaults, VmSize};
+use crate::volumes::fs_group;
 use sandbox::{
-    ContainerSpec, Engine, IdRange, Medium, MountSource, MountSpec, PidNamespace, ResourceSpec,
+    ContainerSpec, Engine, IdRange, Medium, MountSpec, PidNamespace, ResourceSpec,
     SandboxSpec, UserNamespace, VolumeSpec,
 };
 use std::collections::BTreeMap;
@@ -58,7 +60,7 @@ pub(crate) fn sandbox(
         sysctls: BTreeMap::new(),
         shm_size: 0,
         volumes: volumes(manifest),
-        shares: false,
+        shares: manifest.spec.volumes.iter().any(is_on_host),
         dns: network::dns(manifest),
         resources: ResourceSpec::default(),
         caller_data: String::new(),
@@ -72,14 +74,28 @@ fn user_namespace(manifest: &Manifest) -> Option<UserNamespace> {
         first: USER_NAMESPACE_IDS,
         count: USER_NAMESPACE_IDS,
     };
-    let own = manifest.spec.host_users == Some(false);
-    own.then_some(UserNamespace {
+    has_user_namespace(manifest).then_some(UserNamespace {
         uids: range,
         gids: range,
     })
 }
 
+pub(crate) fn has_user_namespace(manifest: &Manifest) -> bool {
+    manifest.spec.host_users == Some(false)
+}
+
+/// Whether a volume is a directory or file of the host, not of the guest.
+fn is_on_host(volume: &Volume) -> bool {
+    volume.empty_dir.is_none() && volume.image.is_none()
+}
+
 fn volumes(manifest: &Manifest) -> Vec<VolumeSpec> {
+    // Disks of the guest hold the guest's ids.
+    let first = match has_user_namespace(manifest) {
+        true => USER_NAMESPACE_IDS,
+        false => 0,
+    };
+    let group = fs_group(&manifest.spec.security_context).map(|group| first + group);
     let volumes = manifest.spec.volumes.iter();
     volumes
         .filter_map(|volume| {
@@ -91,47 +107,50 @@ fn volumes(manifest: &Manifest) -> Vec<VolumeSpec> {
                     _ => Medium::Scratch,
                 },
                 size_limit: dir.size_limit.map_or(0, |limit| limit.ceil()),
+                group,
             })
         })
         .collect()
 }
 
-/// Instance `attempt` of a container.
+/// What an instance of a container is made of.
+#[derive(Debug)]
+pub(crate) struct Parts<'a> {
+    pub(crate) manifest: &'a Manifest,
+    pub(crate) container: &'a Container,
+    /// Counts its instances, from 0.
+    pub(crate) attempt: u32,
+    pub(crate) image: &'a Resolved,
+    /// Its own variables.
+    pub(crate) vars: &'a Vars,
+    pub(crate) mounts: Vec<MountSpec>,
+    pub(crate) pod_name: &'a str,
+    pub(crate) log_dir: &'a Path,
+}
+
+/// An instance of a container.
 pub(crate) fn container(
-    manifest: &Manifest,
-    container: &Container,
-    attempt: u32,
-    image: &Resolved,
+    parts: Parts<'_>,
     defaults: &Defaults,
-    names: (&str, &Path),
 ) -> Result<ContainerSpec, MergeError> {
-    let (pod_name, log_dir) = names;
-    let hostname = hostname(manifest, pod_name);
-    let context = &manifest.spec.security_context;
-    let mut process = merge::process(container, context, &image.defaults, &hostname)?;
+    let (container, image) = (parts.container, parts.image);
+    let hostname = hostname(parts.manifest, parts.pod_name);
+    let context = &parts.manifest.spec.security_context;
+    let mut process = merge::process(container, context, &image.defaults, parts.vars, &hostname)?;
     process.oom_score_adj = 0;
     Ok(ContainerSpec {
         name: container.name.clone(),
-        attempt,
+        attempt: parts.attempt,
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         // By id: the name may mean another image by now.
         image: image.id.clone(),
         process,
-        mounts: container
-            .volume_mounts
-            .iter()
-            .map(|mount| MountSpec {
-                source: MountSource::Volume(mount.name.clone()),
-                sub_path: mount.sub_path.clone(),
-                destination: mount.mount_path.clone(),
-                read_only: mount.read_only,
-            })
-            .collect(),
+        mounts: parts.mounts,
         readonly_rootfs: container.security_context.read_only_root_filesystem,
         privileged: container.security_context.privileged,
         resources: sizing::limits(container, defaults),
-        log_path: log_file(log_dir, &container.name, attempt),
+        log_path: log_file(parts.log_dir, &container.name, parts.attempt),
         stop_signal: image.stop_signal,
         pid_namespace: PidNamespace::Default,
         paths: None,

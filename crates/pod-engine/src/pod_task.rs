@@ -7,7 +7,7 @@
 //! sandbox crate finishes what it has begun, and the next round finds it.
 
 use crate::container_task::{self, Prefetched};
-use crate::engine::{Entry, Inner, now_ns, remove_dir};
+use crate::engine::{Entry, Inner, blocking, now_ns, remove_dir};
 use crate::error::{EngineError, chain};
 use crate::record::{ContainerState, PodRecord, Wanted};
 use crate::state::{self, Next, Rules, Slot};
@@ -16,9 +16,12 @@ use sandbox::{Event, NotReadyReason, Sandbox, SandboxError, SandboxState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
 
 /// Reason of a pod that could not be removed yet.
 pub(crate) const NOT_REMOVED: &str = "RemoveFailed";
+/// Reason of a pod that waits for a volume.
+const FAILED_MOUNT: &str = "FailedMount";
 /// Pause before a failed removal or a failed write is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -38,6 +41,23 @@ pub(crate) fn spawn(inner: &Arc<Inner>, entry: &Arc<Entry>) {
     });
 }
 
+/// What wakes a pod's task.
+#[derive(Debug)]
+struct Heard {
+    events: broadcast::Receiver<Event>,
+    objects: watch::Receiver<u64>,
+    /// The pod's volumes may not show what their objects are.
+    stale: bool,
+}
+
+impl Heard {
+    /// Waits until an object has changed, or some time has passed: what the host
+    /// has at a path tells nobody when it comes.
+    async fn object_or_time(&mut self) {
+        let _ = tokio::time::timeout(RETRY, self.objects.changed()).await;
+    }
+}
+
 /// A pod's task.
 #[derive(Debug)]
 pub(crate) struct Task {
@@ -50,11 +70,16 @@ impl Task {
     async fn run(&self) {
         let mut wanted = self.entry.wanted.subscribe();
         // Before the first look, so that nothing falls between.
-        let mut events = self.inner.sandboxes.subscribe();
+        let mut heard = Heard {
+            events: self.inner.sandboxes.subscribe(),
+            objects: self.inner.objects.watch(),
+            // The daemon before may have ended before it wrote them.
+            stale: true,
+        };
         let mut images = Prefetched::default();
         loop {
             let goal = *wanted.borrow_and_update();
-            let round = self.round(goal, &mut events, &mut images);
+            let round = self.round(goal, &mut heard, &mut images);
             let result = tokio::select! {
                 result = round => result,
                 changed = wanted.changed() => match changed {
@@ -81,7 +106,7 @@ impl Task {
     async fn round(
         &self,
         goal: Wanted,
-        events: &mut broadcast::Receiver<Event>,
+        heard: &mut Heard,
         images: &mut Prefetched,
     ) -> Result<bool, EngineError> {
         let over = self.entry.record.read(|record| record.pod.phase).is_final();
@@ -97,7 +122,7 @@ impl Task {
                 }
                 tokio::time::sleep(RETRY).await;
             }
-            _ => self.step(events, images).await?,
+            _ => self.step(heard, images).await?,
         }
         Ok(true)
     }
@@ -116,25 +141,66 @@ impl Task {
     }
 
     /// Does what comes next, or waits until something may.
-    async fn step(
-        &self,
-        events: &mut broadcast::Receiver<Event>,
-        images: &mut Prefetched,
-    ) -> Result<(), EngineError> {
+    async fn step(&self, heard: &mut Heard, images: &mut Prefetched) -> Result<(), EngineError> {
         let ready = self.look().await?;
+        if ready {
+            self.refresh_volumes(heard).await;
+        }
         let record = self.entry.record.get();
         match state::next(&record, ready, now_ns()) {
             Next::Finish(phase) => self.finish(phase, "", ""),
-            Next::Sandbox => self.run_sandbox(images).await,
+            // One that is being made has its volumes.
+            Next::Sandbox => match self.sandbox().is_some() || self.mount_volumes().await? {
+                true => self.run_sandbox(images).await,
+                false => {
+                    heard.object_or_time().await;
+                    Ok(())
+                }
+            },
             Next::Start(slot) => {
                 let id = record.sandbox_id.unwrap_or_default();
                 container_task::start(self, slot, &id, images).await
             }
             Next::Wait(until) => {
-                self.wait(until, record.sandbox_id.as_deref(), events).await;
+                self.wait(until, record.sandbox_id.as_deref(), heard).await;
                 Ok(())
             }
         }
+    }
+
+    /// Makes the volumes that the host holds; `false` where one has to wait.
+    async fn mount_volumes(&self) -> Result<bool, EngineError> {
+        let (inner, entry) = (Arc::clone(&self.inner), Arc::clone(&self.entry));
+        let mounted = blocking(move || Ok(inner.mount_volumes(&entry))).await?;
+        self.update(|record| {
+            let pod = &mut record.pod;
+            if let Err(message) = &mounted {
+                pod.reason = FAILED_MOUNT.to_owned();
+                pod.message.clone_from(message);
+            } else if pod.reason == FAILED_MOUNT {
+                pod.reason.clear();
+                pod.message.clear();
+            }
+        })?;
+        Ok(mounted.is_ok())
+    }
+
+    /// Has volumes show what their objects are now. What cannot be written is
+    /// tried again in another round.
+    async fn refresh_volumes(&self, heard: &mut Heard) {
+        if !heard.stale {
+            return;
+        }
+        let (inner, entry) = (Arc::clone(&self.inner), Arc::clone(&self.entry));
+        heard.stale = blocking(move || inner.refresh_volumes(&entry))
+            .await
+            .is_err();
+    }
+
+    /// Removes the volumes that the host holds.
+    async fn remove_volumes(&self) -> Result<(), EngineError> {
+        let (inner, entry) = (Arc::clone(&self.inner), Arc::clone(&self.entry));
+        blocking(move || inner.remove_volumes(&entry)).await
     }
 
     /// Brings the record in line with the sandbox; says whether that is ready.
@@ -279,12 +345,12 @@ impl Task {
     }
 
     /// Waits for an event of the sandbox, or a time.
-    async fn wait(
-        &self,
-        until_ns: Option<i64>,
-        sandbox: Option<&str>,
-        events: &mut broadcast::Receiver<Event>,
-    ) {
+    async fn wait(&self, until_ns: Option<i64>, sandbox: Option<&str>, heard: &mut Heard) {
+        let Heard {
+            events,
+            objects,
+            stale,
+        } = heard;
         let ours = async {
             loop {
                 match events.recv().await {
@@ -307,6 +373,19 @@ impl Task {
         };
         tokio::select! {
             () = ours => {}
+            // Never an error: the sender is the engine's, which this task has.
+            _ = objects.changed() => {
+                *stale = true;
+                // What waits for an object may have it now.
+                let _ = self.update(|record| {
+                    for slot in record.slots() {
+                        let status = record.status_mut(slot);
+                        if status.reason == container_task::CONFIG_ERROR {
+                            status.not_before_ns = 0;
+                        }
+                    }
+                });
+            }
             () = time => {
                 // What waited for a time says so no longer.
                 let _ = self.update(|record| {
@@ -353,6 +432,14 @@ impl Task {
                 pod = self.entry.id,
                 error = chain(&error),
                 "its sandbox could not be stopped"
+            );
+            done = false;
+        }
+        if let Err(error) = self.remove_volumes().await {
+            tracing::error!(
+                pod = self.entry.id,
+                error = chain(&error),
+                "its volumes stay for now"
             );
             done = false;
         }
@@ -436,6 +523,7 @@ impl Task {
         for id in ids {
             sandboxes.remove_sandbox(&id).await.map_err(|e| chain(&e))?;
         }
+        self.remove_volumes().await.map_err(|e| chain(&e))?;
         remove_dir(&self.entry.log_dir).map_err(|e| chain(&e))
     }
 }

@@ -2,6 +2,7 @@
 
 mod info;
 mod logs;
+mod objects;
 mod others;
 mod port_forward;
 mod session;
@@ -12,10 +13,12 @@ use crate::{convert, status};
 use others::Others;
 use pod_api::v1::pod_service_server::PodService;
 use pod_api::v1::{
-    AttachRequest, ExecRequest, GetPodRequest, GetPodResponse, InfoRequest, InfoResponse,
-    ListPodsRequest, ListPodsResponse, LogsRequest, LogsResponse, PortForwardRequest,
-    PortForwardResponse, RemovePodRequest, RemovePodResponse, RunPodRequest, RunPodResponse,
-    SessionOutput, StopPodRequest, StopPodResponse, WatchPodRequest, WatchPodResponse,
+    ApplyObjectsRequest, ApplyObjectsResponse, AttachRequest, DeleteObjectRequest,
+    DeleteObjectResponse, ExecRequest, GetPodRequest, GetPodResponse, InfoRequest, InfoResponse,
+    ListObjectsRequest, ListObjectsResponse, ListPodsRequest, ListPodsResponse, LogsRequest,
+    LogsResponse, PortForwardRequest, PortForwardResponse, RemovePodRequest, RemovePodResponse,
+    RunPodRequest, RunPodResponse, SessionOutput, StopPodRequest, StopPodResponse, WatchPodRequest,
+    WatchPodResponse,
 };
 use pod_engine::{EngineError, PodEngine};
 use sandbox::Sandboxes;
@@ -167,6 +170,29 @@ impl PodService for Pods {
     ) -> Result<Response<Self::PortForwardStream>, Status> {
         let answers = port_forward::open(self, request.into_inner()).await?;
         Ok(Response::new(answers))
+    }
+
+    async fn apply_objects(
+        &self,
+        request: Request<ApplyObjectsRequest>,
+    ) -> Result<Response<ApplyObjectsResponse>, Status> {
+        let applied = objects::apply(&self.engine, request.into_inner()).await;
+        applied.map(Response::new)
+    }
+
+    async fn list_objects(
+        &self,
+        request: Request<ListObjectsRequest>,
+    ) -> Result<Response<ListObjectsResponse>, Status> {
+        objects::list(&self.engine, request.get_ref()).map(Response::new)
+    }
+
+    async fn delete_object(
+        &self,
+        request: Request<DeleteObjectRequest>,
+    ) -> Result<Response<DeleteObjectResponse>, Status> {
+        let deleted = objects::delete(&self.engine, request.into_inner()).await;
+        deleted.map(Response::new)
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {

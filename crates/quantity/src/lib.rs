@@ -42,6 +42,24 @@ impl Quantity {
         u64::try_from((self.nanos + milli - 1).div_euclid(milli)).unwrap_or(0)
     }
 
+    /// A whole number.
+    pub fn whole(number: u64) -> Self {
+        Self {
+            nanos: i128::from(number) * NANO,
+        }
+    }
+
+    /// How often `divisor` fits in, rounded up; a divisor of 0 or less is 1.
+    pub fn div_ceil(self, divisor: Self) -> u64 {
+        let divisor = if divisor.nanos > 0 {
+            divisor.nanos
+        } else {
+            NANO
+        };
+        let times = (self.nanos + divisor - 1).div_euclid(divisor);
+        u64::try_from(times).unwrap_or(0)
+    }
+
     /// Less than nothing.
     pub fn is_negative(self) -> bool {
         self.nanos < 0

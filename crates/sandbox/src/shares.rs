@@ -15,7 +15,7 @@ use crate::vm_plan::Mounted;
 use crate::{mounts_beneath, private_mount};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use vm_spec::proto::Share;
 
@@ -77,12 +77,12 @@ pub(crate) async fn detach(
     Ok(())
 }
 
-/// Opens what the host has at a mount's path, made as a directory if there is
-/// nothing, as container runtimes do.
+/// Opens what the host has at a mount's path; if it may be anywhere and nothing is
+/// there, a directory is made, as container runtimes do.
 fn resolve(mount: &HostMount, read_only: bool) -> Result<Resolved, SandboxError> {
     let path = mount.path.as_path();
     let fd = match open(path) {
-        Err(Errno::NOENT) => {
+        Err(Errno::NOENT) if mount.within.is_empty() => {
             std::fs::create_dir_all(path)
                 .map_err(|e| SandboxError::file("cannot make", path, e))?;
             open(path)
@@ -90,6 +90,7 @@ fn resolve(mount: &HostMount, read_only: bool) -> Result<Resolved, SandboxError>
         other => other,
     };
     let fd = fd.map_err(|e| SandboxError::file("cannot open", path, e.into()))?;
+    check_within(&fd, mount)?;
     let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::MNT_ID;
     let stat = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, wanted)
         .map_err(|e| SandboxError::file("cannot read the state of", path, e.into()))?;
@@ -126,6 +127,28 @@ fn resolve(mount: &HostMount, read_only: bool) -> Result<Resolved, SandboxError>
         writable_beneath,
     };
     Ok(Resolved { share, fd })
+}
+
+/// Refuses what was opened if it lies elsewhere. Not the path is judged: a link
+/// in it may lead elsewhere by now.
+fn check_within(fd: &OwnedFd, mount: &HostMount) -> Result<(), SandboxError> {
+    if mount.within.is_empty() {
+        return Ok(());
+    }
+    let found = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let found = found.map_err(|e| SandboxError::file("cannot find", &mount.path, e))?;
+    let mut true_paths = mount.within.iter().filter_map(|d| d.canonicalize().ok());
+    if true_paths.any(|dir| found.starts_with(dir)) {
+        return Ok(());
+    }
+    Err(SandboxError::Invalid {
+        field: "mounts",
+        message: format!(
+            "{} leads to {}, which pods may not have",
+            mount.path.display(),
+            found.display()
+        ),
+    })
 }
 
 fn open(path: &Path) -> Result<OwnedFd, Errno> {
@@ -174,6 +197,7 @@ mod tests {
             host_to_container: true,
             recursive_read_only: false,
             id_mapped: false,
+            within: Vec::new(),
         }
     }
 
@@ -191,6 +215,30 @@ mod tests {
         let all = resolve(&mount, true).unwrap().share;
         assert!(all.read_only && !all.writable_beneath);
         assert_eq!(all.name, writable.name);
+    }
+
+    #[test]
+    fn a_link_that_leaves_its_directory_is_refused_and_nothing_is_made_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
+        std::fs::create_dir(&inside).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        symlink(&outside, inside.join("link")).unwrap();
+        let resolve = |path: &Path| {
+            let within = vec![inside.clone()];
+            resolve(
+                &HostMount {
+                    within,
+                    ..live(path)
+                },
+                false,
+            )
+        };
+        resolve(&inside).unwrap();
+        let error = resolve(&inside.join("link")).unwrap_err().to_string();
+        assert!(error.contains("which pods may not have"), "{error}");
+        assert!(resolve(&inside.join("missing")).is_err());
+        assert!(!inside.join("missing").exists());
     }
 
     #[test]

@@ -165,6 +165,9 @@ pub struct VolumeSpec {
     pub medium: Medium,
     /// Bytes; 0 is no limit.
     pub size_limit: u64,
+    /// Group that the directory belongs to, and all that is made in it; `None`: root.
+    #[serde(default)]
+    pub group: Option<u32>,
 }
 
 /// Where a volume's bytes live.
@@ -339,6 +342,10 @@ pub struct HostMount {
     /// guest.
     #[serde(default)]
     pub id_mapped: bool,
+    /// If not empty, what is found must lie in one of these directories, and
+    /// nothing is made where nothing is.
+    #[serde(default)]
+    pub within: Vec<PathBuf>,
 }
 
 /// A mount of a container.

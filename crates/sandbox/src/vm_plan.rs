@@ -240,6 +240,7 @@ pub(crate) fn setup(
                 }
                 .into(),
                 size_limit: volume.size_limit,
+                group: volume.group,
             })
             .collect(),
         etc_hosts: name_files::hosts(&spec.hostname, &sandbox.pod_ips, &spec.host_aliases),
@@ -435,6 +436,7 @@ pub(crate) mod tests {
                 name: "data".into(),
                 medium: Medium::Memory,
                 size_limit: 1,
+                group: None,
             }],
             shares: false,
             network: None,

@@ -7,6 +7,7 @@ mod inspect;
 mod list;
 mod logs;
 mod network;
+mod objects;
 mod output;
 mod port_forward;
 mod run;
@@ -88,6 +89,12 @@ enum Command {
     Stop(stop::StopArgs),
     /// Remove stopped pods with all that is theirs
     Rm(stop::RmArgs),
+    /// Create or change ConfigMaps, Secrets, PersistentVolumes and claims on these
+    Apply(objects::ApplyArgs),
+    /// List ConfigMaps, Secrets, PersistentVolumes and claims
+    Objects(objects::ListArgs),
+    /// Delete ConfigMaps, Secrets, PersistentVolumes or claims
+    Delete(objects::DeleteArgs),
     /// List images
     Images,
     /// Pull an image from its registry
@@ -140,6 +147,9 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(daemon, args).await?,
         Command::Stop(args) => stop::stop(daemon, args).await?,
         Command::Rm(args) => stop::rm(daemon, args).await?,
+        Command::Apply(args) => objects::apply(daemon, args).await?,
+        Command::Objects(args) => objects::list(daemon, args, output).await?,
+        Command::Delete(args) => objects::delete(daemon, args).await?,
         Command::Images => images::list(daemon, output).await?,
         Command::Pull(args) => images::pull(daemon, args, output).await?,
         Command::Import(args) => images::import(daemon, args, output).await?,

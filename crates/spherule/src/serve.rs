@@ -89,6 +89,10 @@ pub(crate) struct Args {
     /// doubles up to five minutes
     #[arg(long, value_parser = humantime::parse_duration, default_value = "10s")]
     restart_backoff: Duration,
+    /// Directory of the host beneath which pods may have hostPath volumes and
+    /// PersistentVolumes may lie; may be given several times
+    #[arg(long, value_name = "DIR")]
+    allow_host_path: Vec<PathBuf>,
     /// Added to the guests' kernel command line
     #[arg(long, default_value = "")]
     kernel_args: String,
@@ -159,6 +163,7 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     let mut config = pod_engine::Config::new(&root);
     config.restart_backoff.base = args.restart_backoff;
     config.network = network;
+    config.allow_host_paths = args.allow_host_path;
     let pods = PodEngine::open(sandboxes.clone(), images.clone(), &state, config).await?;
 
     let facts = Facts {

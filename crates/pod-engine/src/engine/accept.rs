@@ -6,8 +6,14 @@ use crate::record::{ContainerStatus, Phase, Pod, PodRecord, Vm, Wanted};
 use crate::sizing::VmSize;
 use sandbox::Engine;
 
+/// 32 hexadecimal digits in the form of a UUID.
+pub(crate) fn uuid(id: &str) -> String {
+    let parts = [&id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..]];
+    parts.join("-")
+}
+
 /// A pod that was just accepted; `text` is its manifest as JSON.
-pub(super) fn new_record(
+pub(crate) fn new_record(
     manifest: &Manifest,
     text: String,
     engine: Option<Engine>,
@@ -22,14 +28,7 @@ pub(super) fn new_record(
             text.to_owned()
         }
     };
-    let uid = format!(
-        "{}-{}-{}-{}-{}",
-        &id[..8],
-        &id[8..12],
-        &id[12..16],
-        &id[16..20],
-        &id[20..]
-    );
+    let uid = uuid(&id);
     let statuses = |containers: &[crate::manifest::Container]| {
         containers
             .iter()

@@ -2,9 +2,12 @@
 
 use super::Config;
 use crate::error::{EngineError, chain};
+use crate::facts::Facts;
 use crate::manifest::Manifest;
+use crate::objects::Objects;
 use crate::record::{Pod, PodRecord, Wanted};
 use crate::sizing::VmSize;
+use crate::volumes::{Allowed, Volumes};
 use image_store::ImageStore;
 use sandbox::Sandboxes;
 use state_store::{Recorded, RecordedError, StateError, Table};
@@ -18,6 +21,8 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) sandboxes: Sandboxes,
     pub(crate) images: ImageStore,
+    pub(crate) objects: Objects,
+    pub(crate) volumes: Volumes,
     pub(super) table: Table<PodRecord>,
     pods: Mutex<BTreeMap<String, Arc<Entry>>>,
     /// Memory in MiB that a pod's VM can have.
@@ -37,6 +42,8 @@ pub(crate) struct Entry {
     /// What is wanted of the pod; its task follows it.
     pub(crate) wanted: watch::Sender<Wanted>,
     pub(crate) log_dir: PathBuf,
+    /// Held by who changes the pod's volumes on the host.
+    pub(crate) volumes: Mutex<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -48,10 +55,14 @@ impl Inner {
         config: Config,
         sandboxes: Sandboxes,
         images: ImageStore,
+        objects: Objects,
         table: Table<PodRecord>,
         most_mib: u64,
     ) -> Self {
+        let allowed = Allowed::new(&config.allow_host_paths);
         Self {
+            objects,
+            volumes: Volumes::new(&sandboxes.config().run, allowed),
             config,
             sandboxes,
             images,
@@ -116,6 +127,7 @@ impl Inner {
         let id = record.pod.id.clone();
         Entry {
             log_dir: self.config.root.join("logs").join(&id),
+            volumes: Mutex::default(),
             manifest,
             size,
             wanted: watch::Sender::new(record.wanted),
@@ -129,6 +141,11 @@ impl Inner {
         }
     }
 
+    /// Refuses a pod whose name is taken at the moment.
+    pub(super) fn check_name(&self, record: &PodRecord) -> Result<(), EngineError> {
+        name_is_free(&lock(&self.pods), record)
+    }
+
     /// Records a new pod under a name that is free.
     pub(super) fn add(
         &self,
@@ -140,19 +157,7 @@ impl Inner {
         if pods.len() >= self.config.max_pods {
             return Err(EngineError::TooManyPods(pods.len()));
         }
-        let (namespace, name) = (&record.pod.namespace, &record.pod.name);
-        let taken = pods.values().find(|entry| {
-            entry
-                .record
-                .read(|other| other.pod.name == *name && other.pod.namespace == *namespace)
-        });
-        if let Some(other) = taken {
-            return Err(EngineError::NameTaken {
-                namespace: namespace.clone(),
-                name: name.clone(),
-                id: other.id.clone(),
-            });
-        }
+        name_is_free(&pods, &record)?;
         let entry = Arc::new(self.entry(record, manifest, size, |new| new));
         entry.update(|_| ())?;
         pods.insert(entry.id.clone(), Arc::clone(&entry));
@@ -173,9 +178,38 @@ impl Entry {
         })
     }
 
+    /// What its containers may be told of it.
+    pub(crate) fn facts<'a>(&'a self, pod: &'a Pod) -> Facts<'a> {
+        Facts {
+            pod,
+            manifest: &self.manifest,
+            size: self.size,
+        }
+    }
+
     /// The pod as it is.
     pub(crate) fn pod(&self) -> Pod {
         self.record.read(|record| record.pod.clone())
+    }
+}
+
+fn name_is_free(
+    pods: &BTreeMap<String, Arc<Entry>>,
+    record: &PodRecord,
+) -> Result<(), EngineError> {
+    let (namespace, name) = (&record.pod.namespace, &record.pod.name);
+    let taken = pods.values().find(|entry| {
+        entry
+            .record
+            .read(|other| other.pod.name == *name && other.pod.namespace == *namespace)
+    });
+    match taken {
+        None => Ok(()),
+        Some(other) => Err(EngineError::NameTaken {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            id: other.id.clone(),
+        }),
     }
 }
 

@@ -5,6 +5,7 @@ use super::pods::{Inner, state_error};
 use super::{Config, PodEngine, remove_dir};
 use crate::error::{EngineError, chain};
 use crate::manifest::{Manifest, NodeLimits};
+use crate::objects::Objects;
 use crate::{plan, pod_task, sizing};
 use image_store::ImageStore;
 use sandbox::Sandboxes;
@@ -29,7 +30,10 @@ impl PodEngine {
     ) -> Result<Self, EngineError> {
         let most_mib = config.max_memory_mib.unwrap_or_else(host_memory_mib);
         let table = state.table("pods", RECORD_VERSION);
-        let inner = Arc::new(Inner::new(config, sandboxes, images, table, most_mib));
+        let objects = Objects::open(state)?;
+        let inner = Arc::new(Inner::new(
+            config, sandboxes, images, objects, table, most_mib,
+        ));
         let engine = Self { inner };
         engine.load()?;
         engine.sweep().await;
@@ -74,6 +78,13 @@ impl PodEngine {
                 if let Err(error) = inner.sandboxes.remove_sandbox(&sandbox.spec.id).await {
                     tracing::error!(sandbox = sandbox.spec.id, error = chain(&error), "it stays");
                 }
+            }
+        }
+        for pod in inner.volumes.pods() {
+            if !known.contains(&pod)
+                && let Err(error) = inner.volumes.remove(&pod)
+            {
+                tracing::warn!(%error, "volumes of no pod stay");
             }
         }
         let Ok(dirs) = std::fs::read_dir(inner.config.root.join("logs")) else {

@@ -1,14 +1,25 @@
 //! Pod manifests: hostile text in, a checked [`Manifest`] out, or every fault
 //! of it by path.
 
+mod downward;
+mod env;
 mod names;
 mod read;
+mod stream;
 mod types;
 mod unsupported;
 mod validate;
+mod volumes;
 
+pub use downward::{FieldRef, ResourceFieldRef};
+pub use env::*;
 pub use quantity::{Quantity, QuantityError};
+pub use stream::Stream;
 pub use types::*;
+pub use volumes::*;
+
+pub(crate) use downward::{Field, Place};
+pub(crate) use validate::{Faults, metadata as check_metadata};
 
 use names::{is_dns_label, is_dns_subdomain};
 
@@ -67,9 +78,15 @@ pub enum ManifestError {
     /// Nothing in it.
     #[error("the manifest is empty; it must hold one v1 Pod")]
     Empty,
-    /// More than one document.
-    #[error("the manifest holds several documents; send one v1 Pod at a time")]
-    SeveralDocuments,
+    /// Other objects, but no pod.
+    #[error("the manifest holds no v1 Pod; objects alone are given by `spherule apply`")]
+    NoPod,
+    /// Two pods.
+    #[error("the manifest holds several pods; send one v1 Pod at a time")]
+    SeveralPods,
+    /// A pod where objects are wanted.
+    #[error("the manifest holds a Pod; pods are run by `spherule run`")]
+    UnwantedPod,
     /// What each field's fault is, one a line.
     #[error("the manifest cannot be run as it is:\n{}", lines(.0))]
     Fields(Vec<FieldError>),
@@ -102,48 +119,26 @@ impl Manifest {
     /// # Errors
     /// Lists every fault that was found, fields that are not honoured included.
     pub fn parse(text: &str, limits: &NodeLimits) -> Result<(Self, Value), ManifestError> {
-        let tree = read::read(text)?;
-        let mut errors = kind_errors(&tree);
-        if !errors.is_empty() {
-            return Err(ManifestError::Fields(errors));
+        let stream = Stream::parse(text, limits)?;
+        if let Some(object) = stream.objects.first() {
+            let message = format!("{}: a pod is wanted here, and nothing else", object.key());
+            return Err(ManifestError::Fields(vec![FieldError::new("", message)]));
         }
-        let mut ignored = Vec::new();
-        let typed = read::typed::<Self>(&tree, &mut ignored);
-        errors.extend(
-            ignored
-                .iter()
-                .filter_map(|path| unsupported::judge(&tree, path)),
-        );
-        match typed {
-            Ok(manifest) => {
-                validate::check(&manifest, limits, &mut errors);
-                if errors.is_empty() {
-                    return Ok((manifest, tree));
-                }
-            }
-            Err(error) => errors.push(error),
-        }
-        Err(ManifestError::Fields(errors))
+        stream.pod.ok_or(ManifestError::NoPod)
     }
 }
 
-/// A manifest of something else is told so before its fields are.
-fn kind_errors(tree: &Value) -> Vec<FieldError> {
-    let Value::Object(map) = tree else {
-        let message = "the manifest is no map; it must be a v1 Pod";
-        return vec![FieldError::new("", message)];
-    };
-    [("apiVersion", "v1"), ("kind", "Pod")]
-        .into_iter()
-        .filter_map(|(field, wanted)| {
-            match map.get(field) {
-                Some(Value::String(text)) if text == wanted => None,
-                Some(other) => Some(format!("{other}: must be {wanted:?}")),
-                None => Some(format!("missing; must be {wanted:?}")),
-            }
-            .map(|message| FieldError::new(field, message))
-        })
-        .collect()
+/// Reads `tree` as a `T`; fields that `T` does not know are faults, unless they
+/// change nothing.
+pub(crate) fn typed<T: for<'de> serde::Deserialize<'de>>(
+    tree: &Value,
+    errors: &mut Vec<FieldError>,
+) -> Result<T, FieldError> {
+    let mut ignored = Vec::new();
+    let typed = read::typed(tree, &mut ignored);
+    let judged = ignored.iter();
+    errors.extend(judged.filter_map(|path| unsupported::judge(tree, path)));
+    typed
 }
 
 #[cfg(test)]

@@ -7,47 +7,59 @@ use serde_json::{Map, Number, Value};
 use std::cell::Cell;
 use std::fmt;
 
-/// Largest manifest in bytes.
-pub(super) const MAX_BYTES: usize = 1 << 20;
+/// Largest stream of documents in bytes.
+pub(super) const MAX_BYTES: usize = 3 << 20;
+/// Most documents of a stream.
+const MAX_DOCUMENTS: usize = 1024;
 /// Most levels of maps and lists.
 const MAX_DEPTH: usize = 64;
-/// Most values in the tree, aliases expanded.
+/// Most values of all documents, aliases expanded.
 const MAX_NODES: usize = 100_000;
-/// Most bytes of strings in the tree, aliases expanded.
+/// Most bytes of strings of all documents, aliases expanded.
 const MAX_TEXT: usize = 4 << 20;
 
-/// The tree of the one document in `text`, without its nulls: Kubernetes takes
+/// The trees of the documents in `text`, without their nulls: Kubernetes takes
 /// a null for an absent field.
-pub(super) fn read(text: &str) -> Result<Value, ManifestError> {
+pub(super) fn read(text: &str) -> Result<Vec<Value>, ManifestError> {
     if text.len() > MAX_BYTES {
         return Err(ManifestError::TooLarge { bytes: text.len() });
     }
     let mut json_error = None;
     if text.trim_start().starts_with('{') {
-        let mut deserializer = serde_json::Deserializer::from_str(text);
-        let budget = Budget::new();
-        let tree = budget
-            .root()
-            .deserialize(&mut deserializer)
-            .and_then(|tree| deserializer.end().map(|()| tree));
-        match tree {
-            Ok(tree) => return Ok(without_nulls(tree)),
+        match read_json(text) {
+            Ok(trees) => return Ok(trees),
             // YAML allows what begins like this, too.
             Err(error) => json_error = Some(error.to_string()),
         }
     }
-    read_yaml(text)
-        .map(without_nulls)
-        .map_err(|error| match (error, json_error) {
-            (ManifestError::Syntax(_), Some(json)) => ManifestError::Syntax(json),
-            (error, _) => error,
-        })
+    read_yaml(text).map_err(|error| match (error, json_error) {
+        (ManifestError::Syntax(_), Some(json)) => ManifestError::Syntax(json),
+        (error, _) => error,
+    })
 }
 
-fn read_yaml(text: &str) -> Result<Value, ManifestError> {
-    let mut found = None;
+/// One value after the other.
+fn read_json(text: &str) -> Result<Vec<Value>, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let budget = Budget::new();
+    let mut trees = Vec::new();
+    loop {
+        let tree = budget.root().deserialize(&mut deserializer)?;
+        trees.push(without_nulls(tree));
+        // Says whether anything but white space is left.
+        if deserializer.end().is_ok() {
+            return Ok(trees);
+        }
+        if trees.len() >= MAX_DOCUMENTS {
+            return Err(de::Error::custom(too_many()));
+        }
+    }
+}
+
+fn read_yaml(text: &str) -> Result<Vec<Value>, ManifestError> {
+    let budget = Budget::new();
+    let mut trees = Vec::new();
     for document in serde_norway::Deserializer::from_str(text) {
-        let budget = Budget::new();
         let tree = budget
             .root()
             .deserialize(document)
@@ -55,11 +67,19 @@ fn read_yaml(text: &str) -> Result<Value, ManifestError> {
         if tree.is_null() {
             continue;
         }
-        if found.replace(tree).is_some() {
-            return Err(ManifestError::SeveralDocuments);
+        if trees.len() >= MAX_DOCUMENTS {
+            return Err(ManifestError::Syntax(too_many()));
         }
+        trees.push(without_nulls(tree));
     }
-    found.ok_or(ManifestError::Empty)
+    if trees.is_empty() {
+        return Err(ManifestError::Empty);
+    }
+    Ok(trees)
+}
+
+fn too_many() -> String {
+    format!("more than {MAX_DOCUMENTS} documents; give them in several parts")
 }
 
 /// Removes map entries that are null.
@@ -281,18 +301,25 @@ mod tests {
         let yaml = read("a: 1\nb: [x, null]\nc: ~\n").unwrap();
         let json = read(r#"{"a": 1, "b": ["x", null], "c": null}"#).unwrap();
         assert_eq!(yaml, json);
-        assert_eq!(json, serde_json::json!({"a": 1, "b": ["x", null]}));
+        assert_eq!(json, [serde_json::json!({"a": 1, "b": ["x", null]})]);
     }
 
     #[test]
-    fn one_document_and_no_more() {
-        assert!(matches!(
-            read("a: 1\n---\nb: 2\n"),
-            Err(ManifestError::SeveralDocuments)
-        ));
+    fn streams_are_read_whole() {
+        let two = [serde_json::json!({"a": 1}), serde_json::json!({"b": 2})];
+        assert_eq!(read("a: 1\n---\n---\nb: 2\n---\n").unwrap(), two);
+        assert_eq!(read("{\"a\": 1}\n{\"b\": 2} ").unwrap(), two);
         assert!(matches!(read(""), Err(ManifestError::Empty)));
         assert!(matches!(read("---\n"), Err(ManifestError::Empty)));
-        assert!(read("---\na: 1\n---\n").is_ok());
+        for text in ["{\"a\": 1} }", "{\"a\": 1} {"] {
+            assert!(
+                matches!(read(text), Err(ManifestError::Syntax(_))),
+                "{text}"
+            );
+        }
+        for text in ["a: 1\n---\n".repeat(1025), "{}".repeat(1025)] {
+            assert!(matches!(read(&text), Err(ManifestError::Syntax(_))));
+        }
     }
 
     #[test]

@@ -40,12 +40,11 @@ fn smallest_pod_is_accepted_with_its_defaults() {
 #[test]
 fn every_field_that_is_not_honoured_is_named() {
     let text = with_container(
-        "    lifecycle: {preStop: {exec: {command: [x]}}}\n    livenessProbe: {httpGet: {port: 80}}\n    env:\n    - name: A\n      valueFrom: {fieldRef: {fieldPath: x}}\n    ports:\n    - containerPort: 80\n      hostPort: 80\n  nodeName: x\n",
+        "    lifecycle: {preStop: {exec: {command: [x]}}}\n    livenessProbe: {httpGet: {port: 80}}\n    ports:\n    - containerPort: 80\n      hostPort: 80\n  nodeName: x\n",
     );
     assert_eq!(
         faults(&text),
         [
-            "spec.containers[0].env[0].valueFrom: not supported yet",
             "spec.containers[0].lifecycle: not supported yet",
             "spec.containers[0].livenessProbe: not supported yet",
             "spec.nodeName: not supported yet",
@@ -100,7 +99,7 @@ fn other_kinds_are_refused_first() {
         lines,
         [
             "apiVersion: \"apps/v1\": must be \"v1\"",
-            "kind: \"Deployment\": must be \"Pod\""
+            "kind: \"Deployment\": must be \"Pod\", or beside it one of ConfigMap, Secret, PersistentVolume, PersistentVolumeClaim"
         ]
     );
 }
@@ -131,8 +130,6 @@ fn faults_of_many_fields_come_together() {
         "spec.volumes[0].emptyDir.medium",
         "spec.volumes[0].emptyDir.sizeLimit",
         "spec.volumes[1].name",
-        "spec.volumes[2].hostPath: not supported yet",
-        "spec.volumes[2]",
         "spec.containers[0].image",
         "spec.containers[0].workingDir",
         "spec.containers[0].volumeMounts[0].name",
@@ -149,6 +146,45 @@ fn faults_of_many_fields_come_together() {
         assert!(
             lines.iter().any(|line| line.starts_with(path)),
             "{path} in {lines:#?}"
+        );
+    }
+}
+
+#[test]
+fn faults_of_volumes_and_variables_are_named() {
+    let text = with_container(
+        "    volumeMounts:\n    - {name: v, mountPath: /a, subPathExpr: ../x}\n    - {name: v, mountPath: /b, subPath: x, subPathExpr: y}\n    - {name: v, mountPath: /c, mountPropagation: Bidirectional}\n    - {name: v, mountPath: /d, recursiveReadOnly: Enabled}\n    envFrom: [{}, {prefix: 'a=', secretRef: {name: S}}]\n    env:\n    - {name: A, value: x, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}\n    - {name: B, valueFrom: {configMapKeyRef: {name: m, key: ../k}}}\n    - {name: C, valueFrom: {resourceFieldRef: {resource: limits.gpu}}}\n    - {name: D, valueFrom: {fileKeyRef: {path: x}}}\n  securityContext: {fsGroup: -1}\n  volumes:\n  - {name: v, hostPath: {path: srv}}\n  - {name: w, nfs: {server: x}}\n  - {name: x, configMap: {name: m, items: [{key: k, path: ../k}, {key: k, path: /k}]}}\n  - name: y\n    projected:\n      sources:\n      - {serviceAccountToken: {path: token}}\n      - {downwardAPI: {items: [{path: a, resourceFieldRef: {containerName: no, resource: limits.cpu, divisor: 1Mi}}]}}\n  - {name: z, hostPath: {path: /run/x.sock, type: Socket}}\n  - {name: two, emptyDir: {}, secret: {secretName: s}}\n",
+    );
+    let lines = faults(&text);
+    for start in [
+        "spec.containers[0].volumeMounts[0].subPathExpr: must be a relative path",
+        "spec.containers[0].volumeMounts[1].subPathExpr: must not stand beside subPath",
+        "spec.containers[0].volumeMounts[2].mountPropagation: Bidirectional is not possible",
+        "spec.containers[0].volumeMounts[3].recursiveReadOnly: needs readOnly",
+        "spec.containers[0].envFrom[0]: must have one of",
+        "spec.containers[0].envFrom[1].prefix",
+        "spec.containers[0].envFrom[1].secretRef.name",
+        "spec.containers[0].env[0].valueFrom: must not stand beside value",
+        "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: status.hostIP: not supported yet",
+        "spec.containers[0].env[1].valueFrom.configMapKeyRef.key",
+        "spec.containers[0].env[2].valueFrom.resourceFieldRef.resource",
+        "spec.containers[0].env[3].valueFrom.fileKeyRef: not supported yet",
+        "spec.containers[0].env[3].valueFrom: must have one of",
+        "spec.securityContext.fsGroup",
+        "spec.volumes[0].hostPath.path: must be an absolute path",
+        "spec.volumes[1].nfs: not supported yet",
+        "spec.volumes[1]: must be of one kind",
+        "spec.volumes[2].configMap.items[0].path: must be a relative path",
+        "spec.volumes[2].configMap.items[1].path: must be a relative path",
+        "spec.volumes[3].projected.sources[0].serviceAccountToken: cannot be had",
+        "spec.volumes[3].projected.sources[1].downwardAPI.items[0].resourceFieldRef.containerName",
+        "spec.volumes[3].projected.sources[1].downwardAPI.items[0].resourceFieldRef.divisor",
+        "spec.volumes[4].hostPath.type: cannot be had",
+        "spec.volumes[5]: must be of one kind",
+    ] {
+        assert!(
+            lines.iter().any(|l| l.starts_with(start)),
+            "{start} in {lines:#?}"
         );
     }
 }

@@ -1,7 +1,8 @@
 //! The part of `v1.Pod` that is honoured. What is not here is refused by path.
 
+use super::{EnvFrom, EnvVar, Volume};
 use quantity::Quantity;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// A pod manifest.
@@ -22,7 +23,7 @@ pub struct Manifest {
 }
 
 /// `metadata`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[expect(missing_docs, reason = "fields are documented by Kubernetes")]
 pub struct Metadata {
@@ -140,6 +141,8 @@ pub struct Container {
     #[serde(default)]
     pub env: Vec<EnvVar>,
     #[serde(default)]
+    pub env_from: Vec<EnvFrom>,
+    #[serde(default)]
     pub ports: Vec<ContainerPort>,
     #[serde(default)]
     pub resources: Resources,
@@ -156,15 +159,6 @@ pub enum ImagePullPolicy {
     Always,
     IfNotPresent,
     Never,
-}
-
-/// One environment variable; `valueFrom` is not honoured yet.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[expect(missing_docs, reason = "documented by Kubernetes")]
-pub struct EnvVar {
-    pub name: String,
-    #[serde(default)]
-    pub value: String,
 }
 
 /// A port the container listens on: for information, as in Kubernetes, but for
@@ -185,7 +179,7 @@ pub struct ContainerPort {
 }
 
 /// `resources`: amounts by resource name.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "documented by Kubernetes")]
 pub struct Resources {
     #[serde(default)]
@@ -203,6 +197,18 @@ pub struct PodSecurityContext {
     pub run_as_group: Option<i64>,
     pub run_as_non_root: Option<bool>,
     pub supplemental_groups: Vec<i64>,
+    pub fs_group: Option<i64>,
+    pub fs_group_change_policy: FsGroupChangePolicy,
+}
+
+/// `fsGroupChangePolicy`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub enum FsGroupChangePolicy {
+    /// Whenever the volume is mounted.
+    #[default]
+    Always,
+    /// Only where the volume's root is not as it should be.
+    OnRootMismatch,
 }
 
 /// `securityContext` of a container.
@@ -228,17 +234,6 @@ pub struct Capabilities {
     pub drop: Vec<String>,
 }
 
-/// A volume: emptyDir, so far.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[expect(missing_docs, reason = "documented by Kubernetes")]
-pub struct Volume {
-    #[serde(default)]
-    pub name: String,
-    #[serde(default)]
-    pub empty_dir: Option<EmptyDir>,
-}
-
 /// `emptyDir`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -260,7 +255,31 @@ pub struct VolumeMount {
     #[serde(default)]
     pub sub_path: String,
     #[serde(default)]
+    pub sub_path_expr: String,
+    #[serde(default)]
     pub read_only: bool,
+    #[serde(default)]
+    pub mount_propagation: Option<MountPropagation>,
+    #[serde(default)]
+    pub recursive_read_only: Option<RecursiveReadOnly>,
+}
+
+/// `mountPropagation`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub enum MountPropagation {
+    None,
+    HostToContainer,
+    Bidirectional,
+}
+
+/// `recursiveReadOnly`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub enum RecursiveReadOnly {
+    Disabled,
+    IfPossible,
+    Enabled,
 }
 
 impl Manifest {

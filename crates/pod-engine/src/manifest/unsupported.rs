@@ -88,9 +88,6 @@ fn defaults(pattern: &str) -> Vec<Value> {
             vec![json!(false)]
         }
         "spec.subdomain" | "spec.priorityClassName" => vec![json!("")],
-        "spec.containers.*.volumeMounts.*.mountPropagation" => vec![json!("None")],
-        "spec.containers.*.volumeMounts.*.recursiveReadOnly" => vec![json!("Disabled")],
-        "spec.containers.*.volumeMounts.*.subPathExpr" => vec![json!("")],
         _ => Vec::new(),
     }
 }
@@ -110,6 +107,9 @@ fn reason(pattern: &str, value: &Value) -> String {
                 .into()
         }
         "spec.hostNetwork" | "spec.hostPID" | "spec.hostIPC" => "must be true or false".into(),
+        "spec.volumes.*.projected.sources.*.serviceAccountToken" => {
+            "cannot be had: there is no API server that would issue a token".into()
+        }
         _ => "not supported yet".into(),
     }
 }

@@ -3,38 +3,36 @@
 mod network;
 
 use super::names::{
-    is_dns_label, is_dns_subdomain, is_env_name, is_label_value, is_port_name, is_qualified_name,
+    is_dns_label, is_dns_subdomain, is_label_value, is_port_name, is_qualified_name,
 };
 use super::{
     Container, FieldError, Manifest, Metadata, NodeLimits, PodSpec, Quantity, Resources,
-    SecurityContext, USER_NAMESPACE_IDS, Volume, VolumeMount,
+    SecurityContext, USER_NAMESPACE_IDS, env, volumes,
 };
 use std::collections::BTreeSet;
 
 /// Most containers of a pod, init containers included.
 const MAX_CONTAINERS: usize = 256;
-/// Most volumes of a pod.
-const MAX_VOLUMES: usize = 256;
 /// Most bytes of all annotations.
 const MAX_ANNOTATIONS: usize = 256 << 10;
-const LABEL_FORM: &str =
+pub(super) const LABEL_FORM: &str =
     "must be a DNS label: at most 63 lower-case letters, digits and '-', none of these at the ends";
-const SUBDOMAIN_FORM: &str = "must be a DNS subdomain: at most 253 lower-case letters, digits, '-' \
+pub(super) const SUBDOMAIN_FORM: &str = "must be a DNS subdomain: at most 253 lower-case letters, digits, '-' \
      and '.', beginning and ending with a letter or digit";
 
-/// Collects faults below one path.
-struct Faults<'a> {
-    errors: &'a mut Vec<FieldError>,
+/// Collects faults.
+pub(crate) struct Faults<'a> {
+    pub(crate) errors: &'a mut Vec<FieldError>,
     /// Of the pod's users and groups.
-    greatest_id: u32,
+    pub(crate) greatest_id: u32,
 }
 
 impl Faults<'_> {
-    fn add(&mut self, path: impl Into<String>, message: impl Into<String>) {
+    pub(crate) fn add(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.errors.push(FieldError::new(path, message));
     }
 
-    fn require(&mut self, holds: bool, path: &str, message: &str) {
+    pub(crate) fn require(&mut self, holds: bool, path: &str, message: &str) {
         if !holds {
             self.add(path, message);
         }
@@ -72,7 +70,7 @@ pub(super) fn check(manifest: &Manifest, limits: &NodeLimits, errors: &mut Vec<F
     }
 }
 
-fn metadata(metadata: &Metadata, faults: &mut Faults<'_>) {
+pub(crate) fn metadata(metadata: &Metadata, faults: &mut Faults<'_>) {
     match (metadata.name.as_str(), metadata.generate_name.as_str()) {
         ("", "") => faults.add("metadata.name", "required"),
         ("", prefix) => faults.require(
@@ -154,7 +152,13 @@ fn pod(spec: &PodSpec, faults: &mut Faults<'_>) {
             faults,
         );
     }
-    volumes(&spec.volumes, faults);
+    id(&format!("{path}.fsGroup"), context.fs_group, faults);
+    let containers: Vec<&Container> = spec
+        .containers
+        .iter()
+        .chain(&spec.init_containers)
+        .collect();
+    volumes::check(&spec.volumes, &containers, faults);
 }
 
 fn ids(path: &str, user: Option<i64>, group: Option<i64>, faults: &mut Faults<'_>) {
@@ -169,42 +173,6 @@ fn id(path: &str, id: Option<i64>, faults: &mut Faults<'_>) {
         path,
         &format!("must be between 0 and {greatest}"),
     );
-}
-
-fn volumes(volumes: &[Volume], faults: &mut Faults<'_>) {
-    faults.require(
-        volumes.len() <= MAX_VOLUMES,
-        "spec.volumes",
-        "more than 256 volumes",
-    );
-    let mut names = BTreeSet::new();
-    for (i, volume) in volumes.iter().enumerate() {
-        let path = format!("spec.volumes[{i}]");
-        if !is_dns_label(&volume.name) {
-            faults.add(format!("{path}.name"), LABEL_FORM);
-        } else if !names.insert(&volume.name) {
-            faults.add(
-                format!("{path}.name"),
-                format!("{:?} is the name of another volume", volume.name),
-            );
-        }
-        let Some(dir) = &volume.empty_dir else {
-            faults.add(
-                &path,
-                "must name a kind of volume; emptyDir is the one supported yet",
-            );
-            continue;
-        };
-        if !["", "Memory"].contains(&dir.medium.as_str()) {
-            let message = format!("{:?}: must be \"\" or \"Memory\"", dir.medium);
-            faults.add(format!("{path}.emptyDir.medium"), message);
-        }
-        faults.require(
-            dir.size_limit.is_none_or(|limit| !limit.is_negative()),
-            &format!("{path}.emptyDir.sizeLimit"),
-            "must not be negative",
-        );
-    }
 }
 
 fn container(path: &str, item: &Container, spec: &PodSpec, faults: &mut Faults<'_>) {
@@ -226,21 +194,13 @@ fn container(path: &str, item: &Container, spec: &PodSpec, faults: &mut Faults<'
         }
     }
     no_nul(&format!("{path}.workingDir"), dir, faults);
-    for (i, var) in item.env.iter().enumerate() {
-        let path = format!("{path}.env[{i}]");
-        faults.require(
-            is_env_name(&var.name),
-            &format!("{path}.name"),
-            "must be printable ASCII without '='",
-        );
-        no_nul(&format!("{path}.value"), &var.value, faults);
-    }
+    env::check(path, item, spec, faults);
     ports(path, item, faults);
     security(path, &item.security_context, faults);
-    mounts(path, &item.volume_mounts, &spec.volumes, faults);
+    volumes::check_mounts(path, &item.volume_mounts, &spec.volumes, faults);
 }
 
-fn no_nul(path: &str, text: &str, faults: &mut Faults<'_>) {
+pub(super) fn no_nul(path: &str, text: &str, faults: &mut Faults<'_>) {
     faults.require(!text.contains('\0'), path, "must not contain a NUL byte");
 }
 
@@ -292,36 +252,6 @@ fn security(path: &str, context: &SecurityContext, faults: &mut Faults<'_>) {
                 faults.add(format!("{path}.capabilities.{field}[{i}]"), message);
             }
         }
-    }
-}
-
-fn mounts(path: &str, mounts: &[VolumeMount], volumes: &[Volume], faults: &mut Faults<'_>) {
-    let mut points = BTreeSet::new();
-    for (i, mount) in mounts.iter().enumerate() {
-        let path = format!("{path}.volumeMounts[{i}]");
-        if !volumes.iter().any(|v| v.name == mount.name) {
-            let message = format!("{:?}: the pod has no volume of that name", mount.name);
-            faults.add(format!("{path}.name"), message);
-        }
-        let point = &mount.mount_path;
-        let at = format!("{path}.mountPath");
-        if !point.starts_with('/') {
-            faults.add(&at, "must be an absolute path");
-        } else if point.split('/').any(|part| part == "..") {
-            faults.add(&at, "must not contain '..'");
-        } else if point.trim_end_matches('/').is_empty() {
-            faults.add(&at, "cannot be the root directory");
-        } else if !points.insert(point.trim_end_matches('/')) {
-            faults.add(&at, format!("{point:?} is another mount's path"));
-        }
-        no_nul(&at, point, faults);
-        let sub = &mount.sub_path;
-        faults.require(
-            !sub.starts_with('/') && !sub.split('/').any(|part| part == ".."),
-            &format!("{path}.subPath"),
-            "must be a relative path without '..'",
-        );
-        no_nul(&format!("{path}.subPath"), sub, faults);
     }
 }
 

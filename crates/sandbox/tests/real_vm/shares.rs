@@ -17,6 +17,7 @@ fn host(path: &Path, destination: &str, read_only: bool) -> MountSpec {
             host_to_container: false,
             recursive_read_only: false,
             id_mapped: false,
+            within: Vec::new(),
         }),
         sub_path: String::new(),
         destination: destination.to_owned(),

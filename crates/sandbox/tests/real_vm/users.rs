@@ -16,6 +16,7 @@ fn pod(name: &str) -> SandboxSpec {
         count: 65536,
     };
     let volume = |name: &str, medium| VolumeSpec {
+        group: None,
         name: name.to_owned(),
         medium,
         size_limit: 1 << 20,
@@ -54,6 +55,7 @@ fn mount(source: MountSource, destination: &str) -> MountSpec {
 
 fn share(path: &Path, id_mapped: bool) -> MountSource {
     MountSource::Host(HostMount {
+        within: Vec::new(),
         path: path.to_owned(),
         host_to_container: false,
         recursive_read_only: false,

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The manifest: a file with one v1.Pod as YAML or JSON, or `-` for standard input
+    /// The manifest: a file with one v1.Pod as YAML or JSON, and objects that it
+    /// needs beside it, or `-` for standard input
     #[arg(long, short)]
     file: String,
     /// Engine for this pod [default: the daemon's]
@@ -79,7 +80,7 @@ pub(crate) async fn run(mut daemon: Daemon, args: Args) -> anyhow::Result<ExitCo
     Ok(result(&pod))
 }
 
-fn read_manifest(file: &str) -> anyhow::Result<String> {
+pub(super) fn read_manifest(file: &str) -> anyhow::Result<String> {
     if file == "-" {
         let mut manifest = String::new();
         std::io::stdin()
@@ -162,9 +163,12 @@ fn hidden(progress: &Option<Progress>, say: impl FnOnce()) {
     }
 }
 
-/// What keeps a container from starting, where that may last: an image that cannot
-/// be had, a pause after failures.
+/// What keeps a container from starting, where that may last: a volume or an image
+/// that cannot be had, a pause after failures.
 fn waits_for(pod: &Pod) -> Option<String> {
+    if pod.phase() == Phase::Pending && !pod.message.is_empty() {
+        return Some(format!("the pod waits: {}: {}", pod.reason, pod.message));
+    }
     let mut all = pod.init_containers.iter().chain(&pod.containers);
     let held = all.find(|c| c.state() == State::Waiting && !c.message.is_empty())?;
     Some(format!(
