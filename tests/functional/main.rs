@@ -18,11 +18,13 @@ mod cri_resources;
 mod engines;
 mod full_disk;
 mod guest_faults;
+mod host_paths;
 mod images;
 mod inside;
 mod kvm;
 mod lifecycle;
 mod network;
+mod objects;
 mod pods;
 mod refusals;
 mod registry;
@@ -71,6 +73,8 @@ fn main() -> ExitCode {
         trials("pods", pods::TESTS, no_engine),
         trials("containers", containers::TESTS, no_engine),
         trials("volumes", volumes::TESTS, no_engine),
+        trials("objects", objects::TESTS, no_engine),
+        trials("host_paths", host_paths::TESTS, no_engine),
         trials("lifecycle", lifecycle::TESTS, no_engine),
         trials("refusals", refusals::TESTS, no_engine),
         trials("guest_faults", guest_faults::TESTS, no_engine),

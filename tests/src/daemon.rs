@@ -152,6 +152,27 @@ impl Daemon {
             .to_owned())
     }
 
+    /// Creates or changes objects: `spherule apply -f -` with these documents.
+    pub fn apply(&self, documents: &str) -> anyhow::Result<Ran> {
+        finish(self.command(["apply", "-f", "-"]), Some(documents))
+    }
+
+    /// Waits until a pod's containers have written something.
+    pub fn wait_for_output(&self, pod: &str, text: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let out = self.cli(["logs", pod])?.ok()?;
+            if out.contains(text) {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "pod {pod} never wrote {text:?}:\n{out}"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Everything known of a pod.
     pub fn inspect(&self, pod: &str) -> anyhow::Result<serde_json::Value> {
         Ok(self.cli(["inspect", pod])?.json()?[0].take())

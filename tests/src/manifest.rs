@@ -36,6 +36,22 @@ pub fn one(name: &str, script: &str, extra: Value) -> String {
     pod(name, &[container("c", script, extra)], json!({}))
 }
 
+/// A ConfigMap with these keys.
+pub fn config_map(name: &str, data: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
+}
+
+/// A Secret with these keys, as text.
+pub fn secret(name: &str, data: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data})
+}
+
+/// A stream of documents.
+pub fn documents(documents: &[Value]) -> String {
+    let texts: Vec<String> = documents.iter().map(Value::to_string).collect();
+    texts.join("\n---\n")
+}
+
 /// Puts the fields of `from` into `to`.
 fn merge(to: &mut Value, from: Value) {
     if let (Some(to), Value::Object(from)) = (to.as_object_mut(), from) {

@@ -9,8 +9,8 @@ use crate::record::PodRecord;
 use crate::sizing::{self, Defaults, VmSize};
 use crate::volumes::fs_group;
 use sandbox::{
-    ContainerSpec, Engine, IdRange, Medium, MountSpec, PidNamespace, ResourceSpec,
-    SandboxSpec, UserNamespace, VolumeSpec,
+    ContainerSpec, Engine, IdRange, Medium, MountSpec, PidNamespace, ResourceSpec, SandboxSpec,
+    UserNamespace, VolumeSpec,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -53,11 +53,7 @@ pub(crate) fn enter(checked: &Checked, sources: &Sources) -> Result<Root, AgentE
     let dev = devices::make(request.privileged, checked.process.terminal)?;
     let mut planned = plan_files(checked, sources)?;
     let image = shown_image(sources)?;
-    planned.extend(image_volumes::plan(
-        &request.image_volumes,
-        image,
-        sources,
-    )?);
+    planned.extend(image_volumes::plan(&request.image_volumes, image, sources)?);
     planned.extend(mounts::plan(
         &request.mounts,
         &sources.mounts,
