@@ -15,7 +15,7 @@ pub(crate) use pods::{Entry, Inner, remove_dir};
 
 use crate::backoff::Backoff;
 use crate::error::EngineError;
-use crate::manifest::{ManifestError, NodeLimits, Stream};
+use crate::manifest::{ManifestError, Stream};
 use crate::pod_task;
 use crate::record::{Pod, Wanted};
 use crate::sizing::{self, Defaults};
@@ -86,11 +86,7 @@ impl PodEngine {
         engine: Option<Engine>,
     ) -> Result<Arc<Pod>, EngineError> {
         let inner = &self.inner;
-        let limits = NodeLimits {
-            memory_mib: inner.most_mib,
-            network: inner.config.network,
-        };
-        let Stream { pod, objects } = Stream::parse(manifest, &limits)?;
+        let Stream { pod, objects } = Stream::parse(manifest, &inner.limits())?;
         let (manifest, tree) = pod.ok_or(ManifestError::NoPod)?;
         self.check_host_paths(Some(&manifest), &objects)?;
         let size = sizing::vm_size(&manifest, &inner.config.defaults, inner.most_mib)?;

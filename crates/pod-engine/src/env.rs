@@ -200,7 +200,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateStore::open(&dir.path().join("state.redb")).unwrap();
         let objects = Objects::open(&state).unwrap();
-        let limits = crate::manifest::NodeLimits { memory_mib: 1024 };
+        let limits = crate::manifest::NodeLimits {
+            memory_mib: 1024,
+            network: true,
+        };
         let stream = crate::manifest::Stream::parse(OBJECTS, &limits).unwrap();
         objects.apply(stream.objects).unwrap();
         let text = format!(

@@ -113,7 +113,10 @@ pub(crate) mod tests {
 
     /// What a manifest's pod is, with everything that a test needs of it.
     pub(crate) fn pod_of(text: &str) -> (Pod, Manifest, VmSize) {
-        let limits = NodeLimits { memory_mib: 1024 };
+        let limits = NodeLimits {
+            memory_mib: 1024,
+            network: true,
+        };
         let (manifest, tree) = Manifest::parse(text, &limits).unwrap();
         let size = VmSize {
             vcpus: 2,

@@ -544,6 +544,7 @@ pub(crate) mod tests {
                 host_to_container: false,
                 recursive_read_only: false,
                 id_mapped: true,
+                within: Vec::new(),
             }),
             sub_path: String::new(),
             destination: "/d".into(),

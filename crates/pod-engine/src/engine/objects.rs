@@ -3,7 +3,7 @@
 use super::pods::Entry;
 use super::{Inner, PodEngine};
 use crate::error::{EngineError, chain};
-use crate::manifest::{FieldError, Manifest, ManifestError, NodeLimits, Stream};
+use crate::manifest::{FieldError, Manifest, ManifestError, Stream};
 use crate::objects::{Applied, Kind, Object, ObjectError, ObjectKey, ObjectSummary};
 use crate::record::Pod;
 use std::path::Path;
@@ -17,10 +17,7 @@ impl PodEngine {
     /// [`EngineError::Manifest`] with every fault of the manifest,
     /// [`EngineError::Object`] if one of them cannot be kept.
     pub async fn apply_objects(&self, manifest: &str) -> Result<Vec<Applied>, EngineError> {
-        let limits = NodeLimits {
-            memory_mib: self.inner.most_mib,
-        };
-        let stream = Stream::parse(manifest, &limits)?;
+        let stream = Stream::parse(manifest, &self.inner.limits())?;
         if stream.pod.is_some() {
             return Err(ManifestError::UnwantedPod.into());
         }

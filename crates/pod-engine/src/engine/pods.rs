@@ -3,7 +3,7 @@
 use super::Config;
 use crate::error::{EngineError, chain};
 use crate::facts::Facts;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, NodeLimits};
 use crate::objects::Objects;
 use crate::record::{Pod, PodRecord, Wanted};
 use crate::sizing::VmSize;
@@ -69,6 +69,14 @@ impl Inner {
             table,
             pods: Mutex::default(),
             most_mib,
+        }
+    }
+
+    /// What a manifest is checked against.
+    pub(super) fn limits(&self) -> NodeLimits {
+        NodeLimits {
+            memory_mib: self.most_mib,
+            network: self.config.network,
         }
     }
 

@@ -163,7 +163,13 @@ mod tests {
     const MAP: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {k: v}\n";
 
     fn parse(text: &str) -> Result<Stream, ManifestError> {
-        Stream::parse(text, &NodeLimits { memory_mib: 1024 })
+        Stream::parse(
+            text,
+            &NodeLimits {
+                memory_mib: 1024,
+                network: true,
+            },
+        )
     }
 
     #[test]

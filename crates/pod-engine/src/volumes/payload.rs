@@ -169,7 +169,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateStore::open(&dir.path().join("state.redb")).unwrap();
         let objects = Objects::open(&state).unwrap();
-        let stream = Stream::parse(OBJECTS, &NodeLimits { memory_mib: 1024 }).unwrap();
+        let stream = Stream::parse(
+            OBJECTS,
+            &NodeLimits {
+                memory_mib: 1024,
+                network: true,
+            },
+        )
+        .unwrap();
         objects.apply(stream.objects).unwrap();
         let (pod, manifest, size) = pod_of(&format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, labels: {{l: v}}}}\nspec: {{containers: [{{name: c, image: i, resources: {{limits: {{cpu: 1}}}}}}], volumes: [{{name: v, {volume}}}]}}"

@@ -76,7 +76,7 @@ pub(crate) async fn run(mut daemon: Daemon, args: Args) -> anyhow::Result<()> {
                     let address = listener.local_addr()?;
                     // The same one for every address.
                     local = address.port();
-                    output::print(&format!("Forwarding from {address} -> {}", ports.pod))?;
+                    output::print(format!("Forwarding from {address} -> {}", ports.pod))?;
                     let (pods, pod) = (daemon.pods.clone(), pod.clone());
                     listeners.spawn(accept(listener, pods, pod, ports.pod));
                     any = true;
