@@ -80,6 +80,11 @@ fn main() -> ExitCode {
         trials("guest_faults", guest_faults::TESTS, no_engine),
         trials("command_line", command_line::TESTS, no_engine),
         trials("sessions", sessions::TESTS, no_engine),
+        trials(
+            "sessions",
+            sessions::TERMINALS,
+            &Some("its client may wait for ever".into()),
+        ),
         trials("command_line", command_line::BASH, &lacking("bash")),
         trials("command_line", command_line::ZSH, &lacking("zsh")),
         trials("command_line", command_line::FISH, &lacking("fish")),
