@@ -12,7 +12,7 @@ pub mod websocket;
 
 pub use daemon::{Daemon, DaemonOptions};
 pub use host::Host;
-pub use machine::{Machine, lacking, machine};
+pub use machine::{Machine, lacking, machine, short};
 pub use output::Ran;
 
 use std::path::{Path, PathBuf};

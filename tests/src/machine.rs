@@ -78,3 +78,10 @@ pub fn lacking(program: &str) -> Option<String> {
     let found = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
     (!found).then(|| format!("{program} is not installed"))
 }
+
+/// Why a test that takes minutes or gigabytes is not run, unless this run is a long
+/// one.
+pub fn short() -> Option<String> {
+    let long = std::env::var_os("SPHERULE_LONG").is_some_and(|value| value == "1");
+    (!long).then(|| "takes long; cargo xtask test --long".to_owned())
+}

@@ -9,6 +9,9 @@ pub(crate) struct Args {
     /// Skip format and clippy
     #[arg(long)]
     no_lint: bool,
+    /// Also what takes minutes or gigabytes; shown as ignored otherwise
+    #[arg(long)]
+    long: bool,
     /// Only tests whose name contains this
     filter: Option<String>,
 }
@@ -24,6 +27,10 @@ pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     step("running the tests");
     let mut test = cargo(root);
     test.args(["test", "--workspace", "--no-fail-fast"]);
+    if args.long {
+        // `spherule_tests::short` reads it.
+        test.env("SPHERULE_LONG", "1");
+    }
     if let Some(filter) = &args.filter {
         test.args(["--", filter]);
     }
