@@ -130,7 +130,7 @@ pub(super) fn build(program: &Path, size: &Size<'_>, fds: &Descriptors) -> Comma
         ])
         // QEMU 7.2 offers 5-level paging and then hangs in it.
         .args(["-cpu", "max,-la57"])
-        .args(["-smp", &size.vcpus.to_string()])
+        .args(["-smp", &smp(size.vcpus)])
         .args(["-m", &format!("{memory}M")])
         // Shared with the back ends.
         .args([
@@ -172,6 +172,14 @@ pub(super) fn build(program: &Path, size: &Size<'_>, fds: &Descriptors) -> Comma
         .args(["-device", "virtio-serial-device,max_ports=1"])
         .args(["-device", "virtconsole,chardev=log"]);
     command
+}
+
+/// The machine's processors. Code of a machine that can never have more than one is
+/// translated without memory barriers: as no other vCPU looks, locked instructions
+/// become plain ones. But the back ends do look, from processes of their own, and
+/// each side of a ring would now and then miss the other's bell for good.
+fn smp(vcpus: u32) -> String {
+    format!("cpus={vcpus},maxcpus={}", vcpus.max(2))
 }
 
 /// Where QEMU is installed, by this process's PATH.

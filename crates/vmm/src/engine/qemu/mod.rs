@@ -13,6 +13,7 @@ mod keeper;
 mod probe;
 mod qmp;
 mod relay;
+mod ring;
 mod vhost_user;
 
 pub(crate) use probe::probe;

@@ -11,6 +11,7 @@
 //! Lock order: the back end ([`Served::state`]), then the rings.
 
 use super::relay::Relay;
+use super::ring::Ring;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -21,8 +22,7 @@ use std::thread::JoinHandle;
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{
-    ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringEpollHandler, VringMutex, VringState,
-    VringT,
+    ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringEpollHandler, VringState, VringT,
 };
 use virtio_devices::{DeviceError, VirtQueue, VirtioDevice};
 use virtio_queue::{Queue, QueueT};
@@ -37,7 +37,7 @@ use vmm_sys_util::event::{
 const FRONTEND_QUEUE_SIZE: usize = 1024;
 
 /// Guest memory as QEMU shares it, replaced when its memory map changes.
-type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 /// The worker of a device.
 type Worker = VringEpollHandler<Arc<Served>>;
 
@@ -236,7 +236,7 @@ impl Served {
     }
 
     /// Runs the back end for an event: a queue's index, or the host descriptor.
-    fn run(&self, state: &mut State, event: u64, rings: &[VringMutex]) -> Result<(), DeviceError> {
+    fn run(&self, state: &mut State, event: u64, rings: &[Ring]) -> Result<(), DeviceError> {
         let Some(memory) = state.memory.as_ref().map(GuestAddressSpace::memory) else {
             return Ok(());
         };
@@ -312,7 +312,7 @@ impl VirtQueue for Lent<'_> {
 
 impl VhostUserBackend for Served {
     type Bitmap = ();
-    type Vring = VringMutex;
+    type Vring = Ring;
 
     fn num_queues(&self) -> usize {
         self.queues
@@ -386,7 +386,7 @@ impl VhostUserBackend for Served {
         &self,
         event: u16,
         _events: EventSet,
-        rings: &[VringMutex],
+        rings: &[Ring],
         _thread: usize,
     ) -> io::Result<()> {
         let mut state = self.lock();
