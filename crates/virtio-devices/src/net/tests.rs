@@ -187,6 +187,57 @@ fn a_frame_in_a_thousand_pieces_is_one_frame() {
     assert_eq!(host.receive(), Some(sent));
 }
 
+/// Descriptors that lie over one another are the guest's own affair: what is judged
+/// is what is sent.
+#[test]
+fn overlapping_pieces_make_the_frame_that_was_judged() {
+    let (mut harness, host) = harness();
+    let zeros = harness.store(&[0; HEADER_LEN]);
+    let own = frame(MAC, 60);
+    let at = harness.store(&own);
+    // Twice the same bytes, and the second half once more.
+    harness.rings[usize::from(TX)]
+        .push(&[
+            Buffer::readable(zeros, HEADER_LEN as u32),
+            Buffer::readable(at, 60),
+            Buffer::readable(at, 60),
+            Buffer::readable(at + 30, 30),
+        ])
+        .expect("room");
+    // The header is part of the frame; so is the source address, which is another's.
+    let packet = [&[0; HEADER_LEN], &frame([2, 0, 0, 0, 0, 9], 60)[..]].concat();
+    let spoofed = harness.store(&packet);
+    harness.rings[usize::from(TX)]
+        .push(&[
+            Buffer::readable(spoofed, 40),
+            Buffer::readable(spoofed + 12, 60),
+        ])
+        .expect("room");
+    harness.run(TX).expect("the device works");
+    let expected = [&own[..], &own[..], &own[30..]].concat();
+    assert_eq!(host.receive(), Some(expected));
+    assert_eq!(host.receive(), None);
+    assert_eq!(used(&mut harness, TX.into()), [0; 2]);
+    assert_eq!(host.counters().tx_dropped, 1);
+}
+
+#[test]
+fn a_frame_over_overlapping_buffers_is_answered_as_any() {
+    let (mut harness, host) = harness();
+    let at = harness.allocate(4096);
+    for (offset, size) in [(0, 1000), (500, 1000), (0, 1000), (900, 2000)] {
+        harness.rings[RX]
+            .push(&[Buffer::writable(at + offset, size)])
+            .expect("room");
+    }
+    let guard = harness.store(&[0xa5; 64]);
+    host.send(&frame([6; 6], 2500));
+    harness.run(RX as u16).expect("the device works");
+    assert_eq!(used(&mut harness, RX), [1000, 1000, 512]);
+    assert_eq!(harness.load(guard, 64), [0xa5; 64]);
+    assert_eq!(host.counters().rx_bytes, 2500);
+}
+
 #[test]
 fn a_host_that_takes_nothing_keeps_frames_in_the_ring() {
     let (mut harness, host) = harness();
