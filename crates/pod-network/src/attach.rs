@@ -73,6 +73,7 @@ impl Network {
         record.phase = Phase::Attaching;
         self.cache.put(record)?;
         let netns = Netns::create(&record.netns)?;
+        let adding = self.attaching();
         for place in 0..record.list.plugins.len() {
             let target = record.target(record.netns.display().to_string());
             let chain = self.chain(&record.list);
@@ -80,6 +81,7 @@ impl Network {
             record.result = result;
             self.cache.put(record)?;
         }
+        drop(adding);
         let result = record.add_result()?;
         let made = netns.within(|| make_nics(record, &result))??;
         record.nics = made.iter().map(|(record, _)| record.clone()).collect();

@@ -11,15 +11,17 @@
 //! | [`Network::reopen`] | the same with new descriptors of the TAPs, for a new VM |
 //! | [`Network::counters`] | traffic of each interface |
 //! | [`Network::remove`] | DEL and the rest; to be called again until it succeeds |
-//! | [`Network::sweep`] | removes what no record knows; GC |
+//! | [`Network::strays`], [`Network::remove_stray`] | finds and removes what no record knows |
+//! | [`Network::collect_garbage`] | GC |
 //! | [`default_list::write`] | lays down a configuration for the reference plugins |
 //!
 //! Every call blocks, for as long as a plugin's deadline at most a plugin; an
 //! async caller uses a blocking thread (spawn_blocking). A call is never undone
 //! by its caller going away.
 //!
-//! Threads: [`Network`] is `Send + Sync`. Calls for one sandbox take turns (the
-//! only lock held across a plugin's run); calls for several run side by side.
+//! Threads: [`Network`] is `Send + Sync`. Calls for one sandbox take turns; calls for
+//! several run side by side, and only GC has all others wait. No other lock is held
+//! across a plugin's run.
 //! Threads that enter a namespace are made for it and end there. Plugins run in
 //! the network namespace of the calling thread, the host's.
 
@@ -62,7 +64,7 @@ pub use network::{AttachRequest, Network, NetworkConfig};
 pub use nic::{Neighbour, Nic, NicError, Route};
 pub use record::{CacheError, NetworkRecord, NicRecord, Phase};
 pub use status::NotReady;
-pub use sweep::SweepReport;
+pub use sweep::Collected;
 pub use tap::{TapError, VNET_HEADER_LEN};
 
 /// An error and its causes in one line, for people.

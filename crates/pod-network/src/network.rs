@@ -10,8 +10,12 @@ use crate::status::Versions;
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
+
+/// The most that a plugin may take for what nobody's pod waits for but a caller
+/// does: STATUS and GC.
+const ASIDE: Duration = Duration::from_secs(10);
 
 /// Where things are, and what is the default.
 #[derive(Debug, Clone)]
@@ -66,6 +70,8 @@ pub struct Network {
     pub(crate) versions: Versions,
     /// One lock a sandbox that somebody works on.
     turns: Mutex<HashMap<String, Weak<Mutex<()>>>>,
+    /// Shared by attaches and removals, had alone by GC.
+    pub(crate) attaching: RwLock<()>,
 }
 
 impl Network {
@@ -85,6 +91,7 @@ impl Network {
             directory: Directory::new(config.conf_dir.clone()),
             versions: Versions::default(),
             turns: Mutex::default(),
+            attaching: RwLock::default(),
             config,
         })
     }
@@ -133,6 +140,18 @@ impl Network {
             directories: &self.config.plugin_dirs,
             timeout: self.config.plugin_timeout,
         }
+    }
+
+    /// How long a plugin may take for STATUS or GC.
+    pub(crate) fn aside_timeout(&self) -> Duration {
+        self.config.plugin_timeout.min(ASIDE)
+    }
+
+    /// To be held while plugins ADD or DEL.
+    pub(crate) fn attaching(&self) -> RwLockReadGuard<'_, ()> {
+        self.attaching
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `work` while nobody else works on that sandbox's network.

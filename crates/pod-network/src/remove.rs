@@ -61,6 +61,7 @@ impl Network {
                 String::new()
             };
             let target = record.target(netns);
+            let _del = self.attaching();
             self.chain(&record.list)
                 .del(&target, record.result.as_ref())?;
         }

@@ -101,10 +101,10 @@ impl Network {
         if !Path::new("/dev/net/tun").exists() {
             return Err(NotReady::NoTun);
         }
-        let chain = self.chain(&list);
+        let mut chain = self.chain(&list);
+        chain.timeout = self.aside_timeout();
         for (conf, program) in chain.programs()? {
-            let timeout = self.config.plugin_timeout;
-            if let Some(spoken) = self.versions.of(&program, timeout)
+            if let Some(spoken) = self.versions.of(&program, chain.timeout)
                 && !spoken.iter().any(|v| v == list.version.as_str())
             {
                 let failure = PluginFailure::Version {

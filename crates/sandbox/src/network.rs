@@ -9,17 +9,22 @@ use crate::Inner;
 use crate::clock::Stopwatch;
 use crate::config::Config;
 use crate::error::{SandboxError, chain};
-use crate::record::{Sandbox, stages};
+use crate::record::{Sandbox, SandboxState, stages};
 use crate::registry::Entry;
 use crate::spec::{DnsSpec, Engine};
 use crate::usage::NetworkInterface;
 use guest_api::proto as guest;
 use pod_network::{
-    AttachRequest, Dns, Network, NetworkError, NetworkList, NetworkRecord, Nic, NicCounters,
-    PodIdentity,
+    AttachRequest, Collected, Dns, Network, NetworkError, NetworkList, NetworkRecord, Nic,
+    NicCounters, PodIdentity,
 };
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How often, and after which pause, GC is tried while plugins work for sandboxes.
+const GC_TRIES: u32 = 600;
+const GC_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the VM and its guest are told of their network; nothing of a sandbox
 /// that has its loopback only.
@@ -143,53 +148,91 @@ pub(crate) async fn remove(inner: &Inner, entry: &Entry) -> Result<(), SandboxEr
     removed.map_err(failed(&entry.id, "be taken away yet"))
 }
 
-/// Looks whether the network of a VM that lives is still there. Nothing can be
-/// done for one whose network was taken away from outside, but to say so.
-pub(crate) async fn look(inner: &Inner, entry: &Entry) {
+/// Looks whether the network of a VM that lives is still there, and, by the plugins'
+/// own judgement (CHECK), as it was made. Nothing can be done for one that was
+/// changed from outside, but to say so.
+pub(crate) async fn check(inner: &Inner, entry: &Entry) {
     let Some(record) = entry.record.read(|s| s.network.clone()) else {
         return;
     };
     let network = Arc::clone(&inner.network);
-    let found = crate::blocking(&entry.id, move || network.adopt(&record)).await;
-    let found = found.and_then(|found| found.map_err(failed(&entry.id, "be found again")));
-    if let Err(error) = found {
-        tracing::error!(
-            sandbox = entry.id,
+    let checked = crate::blocking(&entry.id, move || network.check(&record)).await;
+    // One that was stopped meanwhile has none any more.
+    if entry.record.read(|s| s.state) != SandboxState::Ready {
+        return;
+    }
+    let id = &entry.id;
+    match checked {
+        Ok(Ok(())) => {}
+        // Plugins err: Debian 12's portmap does for every pod with a port.
+        Ok(Err(error @ NetworkError::Plugin(_))) => tracing::warn!(
+            sandbox = id,
             error = chain(&error),
-            "make the pod anew"
-        );
+            "a pod's network is not as its CNI plugins made it; if the pod cannot be reached, make it anew"
+        ),
+        Ok(Err(error)) => tracing::error!(
+            sandbox = id,
+            error = chain(&error),
+            "a pod's network is gone; make the pod anew"
+        ),
+        Err(error) => tracing::error!(sandbox = id, error = chain(&error), "not checked"),
     }
 }
 
-/// Removes networks of ours that belong to no sandbox.
-pub(crate) async fn sweep(inner: &Inner) {
-    let entries = inner.registry.list();
-    let known: Vec<NetworkRecord> = entries
-        .iter()
-        .filter_map(|entry| entry.record.read(|s| s.network.clone()))
-        .collect();
+/// Sandboxes that have a network of ours and no record.
+pub(crate) async fn strays(inner: &Inner) -> Vec<String> {
+    let known = known(inner);
     let network = Arc::clone(&inner.network);
-    let swept = crate::blocking("(all)", move || network.sweep(&known)).await;
-    let report = match swept.map(|report| report.map_err(failed("(all)", "be looked through"))) {
-        Ok(Ok(report)) => report,
-        Ok(Err(error)) | Err(error) => {
+    let found = crate::blocking("(all)", move || network.strays(&known)).await;
+    match found.and_then(|found| found.map_err(failed("(all)", "be looked through"))) {
+        Ok(ids) => ids,
+        Err(error) => {
             tracing::error!(error = chain(&error), "networks of no sandbox may be left");
-            return;
+            Vec::new()
         }
-    };
-    for id in report.removed {
-        tracing::warn!(sandbox = id, "removed the network of no sandbox");
     }
-    for (id, error) in report.failed {
-        tracing::error!(
+}
+
+/// Removes one of [`strays`].
+pub(crate) async fn remove_stray(inner: &Inner, id: &str) {
+    let (network, stray) = (Arc::clone(&inner.network), id.to_owned());
+    let removed = crate::blocking(id, move || network.remove_stray(&stray)).await;
+    match removed.and_then(|removed| removed.map_err(failed(id, "be taken away yet"))) {
+        Ok(()) => tracing::warn!(sandbox = id, "removed the network of no sandbox"),
+        Err(error) => tracing::error!(
             sandbox = id,
             error = chain(&error),
             "the network of no sandbox stays"
-        );
+        ),
     }
-    for error in report.gc_failed {
-        tracing::warn!(error = chain(&error), "a CNI plugin collected no garbage");
+}
+
+/// Has plugins forget what belongs to no sandbox, as soon as none of them works for
+/// one.
+pub(crate) async fn collect_garbage(inner: &Arc<Inner>) {
+    for _ in 0..GC_TRIES {
+        let collecting = Arc::clone(inner);
+        let collected = crate::blocking("(all)", move || {
+            collecting.network.collect_garbage(|| known(&collecting))
+        });
+        match collected.await {
+            Ok(Collected::Busy) => tokio::time::sleep(GC_PAUSE).await,
+            Ok(Collected::Done(failures)) => {
+                for error in failures {
+                    tracing::warn!(error = chain(&error), "a CNI plugin collected no garbage");
+                }
+                return;
+            }
+            Err(error) => return tracing::error!(error = chain(&error), "no garbage collected"),
+        }
     }
+    tracing::warn!("CNI plugins never rested: no garbage was collected (GC)");
+}
+
+fn known(inner: &Inner) -> Vec<NetworkRecord> {
+    let entries = inner.registry.list();
+    let record = |entry: &Arc<Entry>| entry.record.read(|s| s.network.clone());
+    entries.iter().filter_map(record).collect()
 }
 
 /// The traffic of the sandbox's interfaces as the host counts it; none where it

@@ -10,11 +10,14 @@ use crate::recorded::Recorded;
 use crate::registry::{ContainerEntry, Entry};
 use crate::vmm::{Process, Vmm};
 use crate::{Inner, container, death, network, orphans, remove, undo, watch};
+use clean_up::CleanUp;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
+
+mod clean_up;
 
 /// Sandboxes that are recovered at a time: most of it is waiting.
 const AT_ONCE: usize = 16;
@@ -26,16 +29,31 @@ const ADOPTION_LIMIT: Duration = Duration::from_secs(20);
 /// kept and said; the others are not held up by it.
 pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<(), SandboxError> {
     load(inner)?;
+    let clean_up = CleanUp::begin();
     side_by_side(inner.registry.list(), |entry| {
-        let inner = Arc::clone(inner);
+        let (inner, clean_up) = (Arc::clone(inner), clean_up.clone());
         async move {
-            if let Err(error) = recover_sandbox(&inner, &entry).await {
+            if let Err(error) = recover_sandbox(&inner, &entry, &clean_up).await {
                 tracing::error!(sandbox = entry.id, error = %chain(&error), "cannot be recovered; remove it");
             }
         }
     })
     .await;
-    network::sweep(inner).await;
+    side_by_side(network::strays(inner).await, |id| {
+        let (inner, clean_up) = (Arc::clone(inner), clean_up.clone());
+        async move {
+            let stray = id.clone();
+            let removal = async move { network::remove_stray(&inner, &stray).await };
+            clean_up.run(&id, removal).await;
+        }
+    })
+    .await;
+    let collecting = Arc::clone(inner);
+    clean_up
+        .run("(all)", async move {
+            network::collect_garbage(&collecting).await
+        })
+        .await;
     let known: BTreeSet<String> = inner.registry.list().iter().map(|e| e.id.clone()).collect();
     let config = &inner.config;
     orphans::sweep(&config.root, &config.run, &known, config.timeouts.vmm_exit).await;
@@ -95,33 +113,57 @@ fn load(inner: &Arc<Inner>) -> Result<(), SandboxError> {
     Ok(())
 }
 
-async fn recover_sandbox(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), SandboxError> {
+async fn recover_sandbox(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    clean_up: &CleanUp,
+) -> Result<(), SandboxError> {
     let sandbox: Sandbox = entry.record.get();
+    let (to_clean, of) = (Arc::clone(inner), Arc::clone(entry));
     match sandbox.state {
         SandboxState::Creating => {
             tracing::info!(sandbox = entry.id, "undoing a half-made sandbox");
-            undo::undo_sandbox(inner, entry, undo::Keep::Nothing).await?;
-            inner.forget_sandbox(entry).await
+            let undo = async move {
+                undo::undo_sandbox(&to_clean, &of, undo::Keep::Nothing).await?;
+                to_clean.forget_sandbox(&of).await
+            };
+            clean_up.run_on(inner, entry, undo).await;
+            Ok(())
         }
-        SandboxState::Removing => remove::finish(inner, entry).await,
+        SandboxState::Removing => {
+            let removal = async move { remove::finish(&to_clean, &of).await };
+            clean_up.run_on(inner, entry, removal).await;
+            Ok(())
+        }
         SandboxState::NotReady => {
             recover_containers(inner, entry).await?;
-            undo::undo_sandbox(inner, entry, undo::Keep::Logs).await
+            free(inner, entry, clean_up).await;
+            Ok(())
         }
         SandboxState::Ready => match adopt(inner, entry, &sandbox).await {
             Some(live) => {
                 entry.set_live(Some(Arc::clone(&live)));
                 watch::spawn_adopted(inner, entry, &live);
-                network::look(inner, entry).await;
+                let check = async move { network::check(&to_clean, &of).await };
+                clean_up.begin_beside(check);
                 recover_containers(inner, entry).await
             }
             None => {
                 let cause = death::find(&inner.config.paths(&entry.id)).cause;
-                watch::settle(inner, entry, &cause, false).await;
+                let reason = watch::end_containers(inner, entry, &cause, false).await;
+                free(inner, entry, clean_up).await;
+                watch::announce_end(inner, entry, reason).await;
                 recover_containers(inner, entry).await
             }
         },
     }
+}
+
+/// Frees what a VM that is no more has used; its logs stay.
+async fn free(inner: &Arc<Inner>, entry: &Arc<Entry>, clean_up: &CleanUp) {
+    let (to_clean, of) = (Arc::clone(inner), Arc::clone(entry));
+    let undo = async move { undo::undo_sandbox(&to_clean, &of, undo::Keep::Logs).await };
+    clean_up.run_on(inner, entry, undo).await;
 }
 
 /// The sandbox's VM, if it still lives and answers.

@@ -330,9 +330,24 @@ async fn on_death(inner: &Arc<Inner>, entry: &Arc<Entry>, live: &Arc<Live>) {
     settle(inner, entry, &death.cause, stopped).await;
 }
 
-/// Records that a sandbox has no VM any more. Also for a VM that ended while no
-/// daemon ran.
-pub(crate) async fn settle(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &str, stopped: bool) {
+/// Records that a sandbox has no VM any more.
+async fn settle(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &str, stopped: bool) {
+    let reason = end_containers(inner, entry, cause, stopped).await;
+    // What the VM used is freed before it is announced as gone.
+    if let Err(error) = undo_sandbox(inner, entry, Keep::Logs).await {
+        tracing::error!(sandbox = entry.id, %error, "not all of an ended VM could be freed");
+    }
+    announce_end(inner, entry, reason).await;
+}
+
+/// Records that the containers of a VM have ended with it; why the sandbox is not
+/// ready any more.
+pub(crate) async fn end_containers(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    cause: &str,
+    stopped: bool,
+) -> NotReadyReason {
     let (reason, why) = if stopped {
         (
             NotReadyReason::Stopped,
@@ -351,10 +366,11 @@ pub(crate) async fn settle(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &str, 
         let exit = container.known_exit().unwrap_or_else(|| lost(why.clone()));
         ended(inner, entry, &container, exit).await;
     }
-    // What the VM used is freed before it is announced as gone.
-    if let Err(error) = undo_sandbox(inner, entry, Keep::Logs).await {
-        tracing::error!(sandbox = entry.id, %error, "not all of an ended VM could be freed");
-    }
+    reason
+}
+
+/// Records that a sandbox's VM is gone, and tells it.
+pub(crate) async fn announce_end(inner: &Arc<Inner>, entry: &Arc<Entry>, reason: NotReadyReason) {
     entry.set_live(None);
     let changed = inner
         .set_sandbox_state(entry, SandboxState::NotReady, Some(reason))

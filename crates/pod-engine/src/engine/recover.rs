@@ -8,7 +8,7 @@ use crate::manifest::{Manifest, NodeLimits};
 use crate::objects::Objects;
 use crate::{plan, pod_task, sizing};
 use image_store::ImageStore;
-use sandbox::Sandboxes;
+use sandbox::{Sandbox, Sandboxes};
 use state_store::StateStore;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -69,15 +69,17 @@ impl PodEngine {
     async fn sweep(&self) {
         let inner = &self.inner;
         let known: BTreeSet<String> = inner.entries().iter().map(|e| e.id.clone()).collect();
+        let owner = |sandbox: &Sandbox| sandbox.spec.labels.get(plan::POD_LABEL).cloned();
         for sandbox in inner.sandboxes.sandboxes() {
-            let Some(owner) = sandbox.spec.labels.get(plan::POD_LABEL) else {
-                continue;
-            };
-            if !known.contains(owner) {
-                tracing::warn!(sandbox = sandbox.spec.id, "removing the sandbox of no pod");
-                if let Err(error) = inner.sandboxes.remove_sandbox(&sandbox.spec.id).await {
-                    tracing::error!(sandbox = sandbox.spec.id, error = chain(&error), "it stays");
-                }
+            if owner(&sandbox).is_some_and(|owner| !known.contains(&owner)) {
+                let (sandboxes, id) = (inner.sandboxes.clone(), sandbox.spec.id);
+                // Not waited for: it may run CNI plugins, which may hang.
+                tokio::spawn(async move {
+                    tracing::warn!(sandbox = id, "removing the sandbox of no pod");
+                    if let Err(error) = sandboxes.remove_sandbox(&id).await {
+                        tracing::error!(sandbox = id, error = chain(&error), "it stays");
+                    }
+                });
             }
         }
         for pod in inner.volumes.pods() {

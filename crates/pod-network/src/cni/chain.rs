@@ -78,8 +78,8 @@ impl Chain<'_> {
         Ok(())
     }
 
-    /// GC to all plugins: all attachments but these are no more. Tries all, and
-    /// reports what failed.
+    /// GC to all plugins: all attachments but these are no more. Tries all, up to
+    /// one that hangs, and reports what failed.
     pub(crate) fn gc(&self, valid: &[(&str, &str)]) -> Vec<PluginError> {
         if self.list.disable_gc || self.list.version < SpecVersion::V1_1_0 {
             return Vec::new();
@@ -89,11 +89,17 @@ impl Chain<'_> {
             .map(|(id, interface)| json!({"containerID": id, "ifname": interface}))
             .collect();
         let extra = [("cni.dev/valid-attachments", Value::Array(valid))];
-        self.list
-            .plugins
-            .iter()
-            .filter_map(|conf| self.run(conf, Command::Gc, None, None, &extra).err())
-            .collect()
+        let mut failed = Vec::new();
+        for conf in &self.list.plugins {
+            if let Err(error) = self.run(conf, Command::Gc, None, None, &extra) {
+                let hung = matches!(error.failure, PluginFailure::TimedOut { .. });
+                failed.push(error);
+                if hung {
+                    break;
+                }
+            }
+        }
+        failed
     }
 
     /// STATUS to all plugins, where the version has it.

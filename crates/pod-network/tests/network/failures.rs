@@ -3,7 +3,8 @@
 
 use crate::host::{Host, attach, lines, on_host, request};
 use pod_network::{
-    Capabilities, Network, NetworkError, NotReady, Phase, PluginFailure, PortMapping, chain_text,
+    Capabilities, Collected, Network, NetworkError, NotReady, Phase, PluginFailure, PortMapping,
+    chain_text,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -295,8 +296,10 @@ fn plugins_are_told_what_the_specification_says() {
         assert_eq!(record.ignored_capabilities(), ["aliases"]);
         network.check(&record).unwrap();
         drop(attachment);
-        let report = network.sweep(std::slice::from_ref(&record)).unwrap();
-        assert!(report.gc_failed.is_empty() && report.removed.is_empty());
+        let known = std::slice::from_ref(&record);
+        assert!(network.strays(known).unwrap().is_empty());
+        let collected = network.collect_garbage(|| known.to_vec());
+        assert!(matches!(&collected, Collected::Done(failed) if failed.is_empty()));
         network.remove(&record).unwrap();
 
         let log = log(host);
@@ -347,5 +350,49 @@ fn plugins_are_told_what_the_specification_says() {
         for del in &log[8..] {
             assert_eq!(del["input"]["prevResult"]["by"], "two");
         }
+    });
+}
+
+#[test]
+fn garbage_is_collected_while_no_plugin_works_and_not_after_one_that_hangs() {
+    on_host(|host| {
+        let (at, go) = (host.dir.path().join("at"), host.dir.path().join("go"));
+        let gate = format!(
+            "{VERSION}
+             echo $CNI_COMMAND >> {at}
+             test $CNI_COMMAND != ADD || until test -e {go}; do sleep 0.05; done
+             test $CNI_COMMAND != GC || exec sleep 1000
+             echo '{{\"cniVersion\":\"1.1.0\"}}'",
+            at = at.display(),
+            go = go.display()
+        );
+        host.write_plugin("gate", &gate);
+        let list = json!({"cniVersion": "1.1.0", "name": "n", "plugins": [
+            {"type": "gate"}, {"type": "gate"}]});
+        host.write_list("10-net.conflist", &list.to_string());
+        let mut config = host.config.clone();
+        config.plugin_timeout = Duration::from_secs(2);
+        let patient = host.network();
+        let mut record = patient.plan(request("a")).unwrap();
+        std::thread::scope(|scope| {
+            // It makes no interface, and so fails in the end.
+            let attach = scope.spawn(|| patient.attach(&mut record).unwrap_err());
+            while lines(&at).is_empty() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let collected = patient.collect_garbage(|| panic!("nobody is asked"));
+            assert!(matches!(collected, Collected::Busy));
+            std::fs::write(&go, "").unwrap();
+            attach.join().unwrap();
+        });
+        std::fs::remove_file(&at).unwrap();
+        let network = Network::new(config).unwrap();
+        let Collected::Done(failed) = network.collect_garbage(Vec::new) else {
+            panic!("busy");
+        };
+        assert!(
+            matches!(failed[..], [ref e] if matches!(e.failure, PluginFailure::TimedOut { .. }))
+        );
+        assert_eq!(lines(&at), ["GC"]);
     });
 }

@@ -124,16 +124,15 @@ fn killed_at(gate: Option<&str>, removing: bool, swept: bool) {
 
         let network = host.network();
         if swept {
-            let report = network.sweep(&[]).unwrap();
-            assert!(report.failed.is_empty(), "{report:?}");
-            assert_eq!(report.removed, ["a"]);
+            assert_eq!(network.strays(&[]).unwrap(), ["a"]);
+            network.remove_stray("a").unwrap();
         } else {
             network.remove(&record).unwrap();
         }
         assert!(!alive(&reached), "the plugin has been ended");
         assert_eq!(host.remains(), before);
         network.remove(&record).unwrap();
-        assert!(network.sweep(&[]).unwrap().removed.is_empty());
+        assert!(network.strays(&[]).unwrap().is_empty());
     });
 }
 
