@@ -20,9 +20,17 @@ pub(crate) fn wish(config: &PodSandboxConfig) -> Result<NetworkSpec, CriError> {
             port_mappings,
             bandwidth: bandwidth(config)?,
             dns: config.dns_config.as_ref().map(dns),
+            aliases: aliases(config),
             ..Capabilities::default()
         },
     })
+}
+
+/// The names that a network with names of its own is to know the pod by.
+fn aliases(config: &PodSandboxConfig) -> Vec<String> {
+    let hostname = Some(&config.hostname).filter(|name| !name.is_empty());
+    let name = config.metadata.as_ref().map(|metadata| &metadata.name);
+    hostname.or(name).cloned().into_iter().collect()
 }
 
 fn bandwidth(config: &PodSandboxConfig) -> Result<Option<Bandwidth>, CriError> {

@@ -30,7 +30,10 @@ pub(crate) async fn run_pod_sandbox(
     let config = request
         .config
         .ok_or_else(|| CriError::invalid("config", "required"))?;
-    let spec = convert(&new_id(), &config, &handler, &server.config)?;
+    let mut spec = convert(&new_id(), &config, &handler, &server.config)?;
+    if let Some(network) = &mut spec.network {
+        network.capabilities.ip_ranges = server.pod_ranges.get();
+    }
     let id = spec.id.clone();
     let mut unfinished = Unfinished {
         sandboxes: server.sandboxes.clone(),

@@ -3,6 +3,7 @@
 use crate::error::CriError;
 use crate::events_ledger::Ledger;
 use crate::pages::Pages;
+use crate::runtime_config_update::PodRanges;
 use crate::stats_figures::Figures;
 use crate::{
     Config, container_attach, container_checkpoint, container_create, container_exec,
@@ -31,12 +32,13 @@ pub struct RuntimeServer {
     pub(crate) config: Arc<Config>,
     pub(crate) figures: Figures,
     pub(crate) ledger: Ledger,
+    pub(crate) pod_ranges: PodRanges,
     pub(crate) streams: StreamUrls,
 }
 
 impl RuntimeServer {
-    /// Serves what `sandboxes` and `images` have; what events were delivered is
-    /// kept in `state`. Commands are served at `streams`, of a server with
+    /// Serves what `sandboxes` and `images` have; what events were delivered, and the
+    /// ranges of pods' addresses, are kept in `state`. Commands are served at `streams`, of a server with
     /// [`crate::streaming_backend`].
     pub fn new(
         sandboxes: Sandboxes,
@@ -48,6 +50,7 @@ impl RuntimeServer {
         Self {
             figures: Figures::new(sandboxes.clone()),
             ledger: Ledger::new(state),
+            pod_ranges: PodRanges::new(state),
             sandboxes,
             images,
             config: Arc::new(config),

@@ -5,8 +5,8 @@ use crate::manifest::{DnsPolicy, Manifest};
 use pod_network::{Bandwidth, Capabilities, DnsRequest, PortMapping};
 use sandbox::{DnsSpec, HostAlias, NetworkSpec};
 
-/// What the plugins are told.
-pub(crate) fn wish(manifest: &Manifest) -> NetworkSpec {
+/// What the plugins are told; by its host name a network with names knows the pod.
+pub(crate) fn wish(manifest: &Manifest, hostname: &str) -> NetworkSpec {
     let annotations = &manifest.metadata.annotations;
     let bandwidth = Bandwidth::from_annotations(|name| annotations.get(name).map(String::as_str));
     let dns = dns(manifest);
@@ -19,6 +19,7 @@ pub(crate) fn wish(manifest: &Manifest) -> NetworkSpec {
                 servers: dns.servers,
                 options: dns.options,
             }),
+            aliases: vec![hostname.to_owned()],
             ..Capabilities::default()
         },
     }
@@ -89,7 +90,7 @@ mod tests {
     fn ports_rates_and_names_come_from_the_manifest() {
         let spec = "  dnsPolicy: None\n  dnsConfig: {nameservers: [10.0.0.1], searches: [a.b], options: [{name: ndots, value: '2'}, {name: rotate}]}\n  hostAliases: [{ip: 10.9.9.9, hostnames: [db]}]\n";
         let (manifest, _) = Manifest::parse(&manifest(spec), &LIMITS).unwrap();
-        let wish = wish(&manifest).capabilities;
+        let wish = wish(&manifest, "web").capabilities;
         assert_eq!(
             wish.port_mappings,
             [PortMapping {
@@ -99,6 +100,7 @@ mod tests {
                 host_ip: Some([127, 0, 0, 1].into()),
             }]
         );
+        assert_eq!(wish.aliases, ["web"]);
         assert_eq!(wish.bandwidth.unwrap().egress_rate, 1_000_000);
         let dns = dns(&manifest);
         assert!(dns.alone);

@@ -48,7 +48,7 @@ pub(crate) fn sandbox(
         attempt,
         labels: BTreeMap::from([(POD_LABEL.to_owned(), pod.id.clone())]),
         annotations: BTreeMap::new(),
-        network: with_network.then(|| network::wish(manifest)),
+        network: with_network.then(|| network::wish(manifest, &hostname)),
         host_aliases: network::host_aliases(manifest),
         hostname,
         vcpus: size.vcpus,

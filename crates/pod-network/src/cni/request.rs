@@ -1,11 +1,12 @@
 //! What the runtime tells plugins beside their configuration.
 
 use crate::MacAddr;
-use ipnet::IpNet;
+use ipnet::{AddrParseError, IpNet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 /// Whose network it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +94,21 @@ pub struct IpRange {
     /// Its gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
+}
+
+impl FromStr for IpRange {
+    type Err = AddrParseError;
+
+    /// All of a subnet, such as `10.0.0.0/24`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let subnet: IpNet = text.parse()?;
+        Ok(Self {
+            subnet: subnet.trunc(),
+            range_start: None,
+            range_end: None,
+            gateway: None,
+        })
+    }
 }
 
 /// What a plugin gets as `runtimeConfig` where its configuration declares the
