@@ -5,7 +5,8 @@ use crate::{Test, guest_faults};
 use anyhow::ensure;
 use serde_json::json;
 use spherule_tests::manifest::{container, pod};
-use spherule_tests::{Daemon, DaemonOptions, checkout, machine};
+use spherule_tests::{Daemon, DaemonOptions, Host, PEER_IMAGE, checkout, import_peer, machine};
+use std::sync::Arc;
 
 pub(crate) const TESTS: &[Test] = &[
     ("hello_says_hello_and_ends_well", hello),
@@ -13,11 +14,18 @@ pub(crate) const TESTS: &[Test] = &[
     ("two_vcpus_blocks_vsock_and_exit_code", one_pod),
 ];
 
+pub(crate) const NETWORK: &[Test] = &[("two_vcpus_have_two_queue_pairs", queue_pairs)];
+
 pub(crate) const WITH_QEMU: &[Test] = &[("both_engines_give_the_same_output", same_output)];
 
 fn daemon() -> anyhow::Result<Daemon> {
+    daemon_on(None)
+}
+
+fn daemon_on(host: Option<Arc<Host>>) -> anyhow::Result<Daemon> {
     Daemon::with(DaemonOptions {
         engine: "kvm".into(),
+        host,
         // An emulated guest on a busy machine needs more than the default's two minutes.
         args: vec!["--agent-timeout".into(), "500s".into()],
         ..DaemonOptions::default()
@@ -66,6 +74,33 @@ fn one_pod() -> anyhow::Result<()> {
         "guest {} host {host}",
         lines[1]
     );
+    Ok(())
+}
+
+/// A pod with a network uses a pair of queues on each of its vCPUs, and speaks with
+/// its host by both families.
+fn queue_pairs() -> anyhow::Result<()> {
+    let host = Arc::new(Host::with_network()?);
+    let daemon = daemon_on(Some(Arc::clone(&host)))?;
+    import_peer(&daemon)?;
+    host.serve(None, 7000)?;
+    let bytes = if machine().kvm_is_fast {
+        10 << 20
+    } else {
+        20_000
+    };
+    let script = format!(
+        "echo $(nproc) $(ls /sys/class/net/eth0/queues); \
+         peer send 10.88.0.1:7000 {bytes}; peer datagrams [fd88:5f3e::1]:7000 1400"
+    );
+    let extra = json!({
+        "image": PEER_IMAGE,
+        "resources": {"limits": {"cpu": "2", "memory": "128Mi"}},
+    });
+    let pod = pod("queues", &[container("c", &script, extra)], json!({}));
+    let out = daemon.run(&pod)?.ok()?;
+    ensure!(out.starts_with("[c] 2 rx-0 rx-1 tx-0 tx-1\n"), "{out}");
+    ensure!(out.contains(&format!("[c] {bytes} ")), "{out}");
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 //! its name. Each file holds the tests of one thing.
 
 use libtest_mimic::{Arguments, Trial};
-use spherule_tests::{lacking, machine};
+use spherule_tests::{lacking, machine, short};
 use std::process::ExitCode;
 
 mod command_line;
@@ -64,7 +64,11 @@ fn main() -> ExitCode {
         .or(machine.no_network.clone())
         .or(lacking("iptables"));
     let no_rules = no_network.clone().or(lacking("nft"));
+    let no_long_network = no_network.clone().or(short());
     let no_names = no_network.clone().or(lacking("dnsmasq"));
+    // Minutes where the guest's kernel is emulated; vmm's own tests have the queues.
+    let no_kvm_network = no_network.clone().or(machine.no_kvm.clone());
+    let no_kvm_network = no_kvm_network.or_else(|| short().filter(|_| !machine.kvm_is_fast));
     let not_both = machine.no_kvm.clone().or(machine.no_qemu.clone());
     let no_hiding = machine.no_mounts.clone();
     let no_kvm_to_show = no_hiding.clone().or(machine.no_kvm.clone());
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
         trials("network", network::TESTS, &no_network),
         trials("network", network::RULES, &no_rules),
         trials("network", network::NAMES, &no_names),
+        trials("network", network::LONG, &no_long_network),
         trials("shares", shares::TESTS, no_engine),
         trials("shares", shares::MOUNTS, &no_disk),
         trials("cri_images", cri_images::TESTS, &no_registry),
@@ -107,6 +112,7 @@ fn main() -> ExitCode {
         trials("images", images::TESTS, no_engine),
         trials("crash", crash::TESTS, no_engine),
         trials("kvm", kvm::TESTS, &machine.no_kvm),
+        trials("kvm", kvm::NETWORK, &no_kvm_network),
         trials("kvm", kvm::WITH_QEMU, &not_both),
     ];
     let conclusion = libtest_mimic::run(&arguments, groups.into_iter().flatten().collect());

@@ -159,12 +159,22 @@ impl Cri {
             .ok_or_else(|| Status::unknown("an answer without status"))
     }
 
-    /// Runs a command in a container to its end.
+    /// Runs a command in a container to its end, which comes soon.
     pub fn exec(&self, container: &str, command: &[&str]) -> Result<v1::ExecSyncResponse, Status> {
+        self.exec_within(container, command, 60)
+    }
+
+    /// Runs a command in a container to its end, for so many seconds at most.
+    pub fn exec_within(
+        &self,
+        container: &str,
+        command: &[&str],
+        timeout: i64,
+    ) -> Result<v1::ExecSyncResponse, Status> {
         let request = v1::ExecSyncRequest {
             container_id: container.to_owned(),
             cmd: command.iter().map(|arg| (*arg).to_owned()).collect(),
-            timeout: 60,
+            timeout,
         };
         self.wait(self.runtime.clone().exec_sync(request))
     }

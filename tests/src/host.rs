@@ -128,6 +128,32 @@ impl Host {
         output(self.command(Path::new("sh")).args(["-ec", script]))
     }
 
+    /// Puts another node on a wire to this host, 192.0.2.1 and 2001:db8::1: a
+    /// namespace `node` with 192.0.2.2 and 2001:db8::2.
+    pub fn add_node(&self) -> anyhow::Result<()> {
+        self.sh(
+            "ip netns add node; ip link add wire0 type veth peer name wire1 netns node
+             ip addr add 192.0.2.1/24 dev wire0; ip addr add 2001:db8::1/64 dev wire0
+             ip link set wire0 up
+             ip -n node addr add 192.0.2.2/24 dev wire1
+             ip -n node addr add 2001:db8::2/64 dev wire1 nodad
+             ip -n node link set wire1 up; ip -n node link set lo up
+             ip -n node route add default via 192.0.2.1
+             ip -n node -6 route add default via 2001:db8::1",
+        )?;
+        Ok(())
+    }
+
+    /// Runs `peer` on this host or in a namespace of `ip netns` on it; its output.
+    pub fn peer(&self, netns: Option<&str>, arguments: &str) -> anyhow::Result<String> {
+        self.sh(&peer_line(netns, arguments)?)
+    }
+
+    /// Starts `peer serve` there, on both families.
+    pub fn serve(&self, netns: Option<&str>, port: u16) -> anyhow::Result<()> {
+        self.start(&peer_line(netns, &format!("serve [::]:{port}"))?)
+    }
+
     /// A page as this host gets it by HTTP, or a namespace of `ip netns` on it.
     pub fn get(&self, netns: Option<&str>, page: &str) -> anyhow::Result<Vec<u8>> {
         let root = format!("/proc/{}", self.holder.id());
@@ -156,7 +182,8 @@ impl Host {
         let mut words = line.split_whitespace();
         let program = words.next().context("a program")?;
         let mut command = self.command(Path::new(program));
-        let child = command.args(words).stdin(Stdio::null()).spawn()?;
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command.args(words).spawn()?;
         let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
         programs.push(child);
         Ok(())
@@ -202,6 +229,14 @@ impl Drop for Host {
             let _ = child.wait();
         }
     }
+}
+
+fn peer_line(netns: Option<&str>, arguments: &str) -> anyhow::Result<String> {
+    let program = crate::peer()?.display();
+    Ok(match netns {
+        None => format!("{program} {arguments}"),
+        Some(name) => format!("ip netns exec {name} {program} {arguments}"),
+    })
 }
 
 fn output(command: &mut Command) -> anyhow::Result<String> {

@@ -8,12 +8,14 @@ mod host;
 mod machine;
 pub mod manifest;
 mod output;
+mod peer;
 pub mod websocket;
 
 pub use daemon::{Daemon, DaemonOptions};
 pub use host::Host;
 pub use machine::{Machine, lacking, machine, short};
 pub use output::Ran;
+pub use peer::{PEER_IMAGE, import_peer, peer};
 
 use std::path::{Path, PathBuf};
 

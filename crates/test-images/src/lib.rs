@@ -5,10 +5,12 @@ mod archive;
 mod busybox;
 mod guarded;
 mod layer;
+mod peer;
 mod registry;
 
 pub use archive::{Compression, ImageBuilder};
 pub use busybox::{BUSYBOX, busybox_image};
 pub use guarded::{Guard, GuardedRegistry, PASSWORD, USER};
 pub use layer::Layer;
+pub use peer::{compile_peer, peer_image};
 pub use registry::{REGISTRY, Registry, RegistryError};

@@ -5,7 +5,7 @@ use anyhow::{Context, ensure};
 use cri_api::v1;
 use serde_json::json;
 use spherule_tests::Host;
-use spherule_tests::cri::refused;
+use spherule_tests::cri::{Cri, refused};
 use spherule_tests::manifest::one;
 use tonic::Code;
 
@@ -50,6 +50,24 @@ pub(super) fn none() -> anyhow::Result<()> {
     let refusal = again.err().context("it was overwritten")?.to_string();
     ensure!(refusal.contains("--force"), "{refusal}");
     net.host.init(&["--bridge", "other0", "--force"])?;
+
+    // A plugin of CNI 1.1 is asked itself.
+    let version = r#"{"cniVersion": "1.1.0", "supportedVersions": ["1.1.0"]}"#;
+    let excuse = r#"{"code": 50, "msg": "the fabric is down"}"#;
+    net.host.write_plugin(
+        "fabric",
+        &format!(
+            "test $CNI_COMMAND = VERSION && echo '{version}' || {{ echo '{excuse}'; exit 1; }}"
+        ),
+    )?;
+    let mut fabric = list("fabric", "fabric");
+    fabric["cniVersion"] = "1.1.0".into();
+    net.host.write_list("05-fabric.conflist", &fabric)?;
+    let condition = ready()?;
+    ensure!(
+        !condition.status && condition.message.contains("the fabric is down"),
+        "{condition:?}"
+    );
     Ok(())
 }
 
@@ -151,5 +169,60 @@ pub(super) fn changed() -> anyhow::Result<()> {
         net.cri.remove_pod(&id)?;
     }
     net.host.sh("ip link del other0")?;
+    net.ensure_clean(&before)
+}
+
+/// A list that leaves ranges, names and resolvers to the runtime: the kubelet tells
+/// the ranges, once, and the others come with the pod.
+pub(super) fn capabilities() -> anyhow::Result<()> {
+    let mut net = Net::on(Host::new()?, &[])?;
+    let before = net.remains()?;
+    let log = net.host.dir().join("told");
+    // It makes nothing: what comes after it does.
+    let script = format!(
+        r#"test $CNI_COMMAND = ADD || exit 0
+           cat > {}; echo '{{"cniVersion": "1.0.0"}}'"#,
+        log.display()
+    );
+    net.host.write_plugin("logs", &script)?;
+    let leases = net.host.dir().join("leases");
+    net.host.write_list(
+        "10-ranges.conflist",
+        &json!({"cniVersion": "1.0.0", "name": "spherule", "plugins": [
+            {"type": "logs", "capabilities": {"dns": true, "aliases": true}},
+            {"type": "bridge", "bridge": "spherule0", "isGateway": true,
+                "capabilities": {"ipRanges": true},
+                "ipam": {"type": "host-local", "dataDir": leases}},
+        ]}),
+    )?;
+    let request = v1::UpdateRuntimeConfigRequest {
+        runtime_config: Some(v1::RuntimeConfig {
+            network_config: Some(v1::NetworkConfig {
+                pod_cidr: "10.77.5.0/24,fd77:5::/64".into(),
+            }),
+        }),
+    };
+    net.cri
+        .wait(net.cri.runtime.clone().update_runtime_config(request))?;
+    net.daemon.kill()?;
+    net.daemon.restart()?;
+    net.cri = Cri::connect(&net.daemon)?;
+    let mut config = net.config("ranged");
+    config.hostname = "web".into();
+    config.dns_config = Some(v1::DnsConfig {
+        servers: vec!["10.0.0.53".into()],
+        ..v1::DnsConfig::default()
+    });
+    let id = net.cri.run(&config)?;
+    let network = net.cri.sandbox(&id)?.network.context("no network")?;
+    let ips = [&network.ip, &network.additional_ips[0].ip];
+    ensure!(
+        ips[0].starts_with("10.77.5.") && ips[1].starts_with("fd77:5::"),
+        "{ips:?}"
+    );
+    let told: serde_json::Value = serde_json::from_slice(&std::fs::read(&log)?)?;
+    let expected = json!({"aliases": ["web"], "dns": {"servers": ["10.0.0.53"]}});
+    ensure!(told["runtimeConfig"] == expected, "{told:#}");
+    net.cri.remove_pod(&id)?;
     net.ensure_clean(&before)
 }

@@ -1,16 +1,13 @@
 //! kill -9 of the daemon while plugins work. What it leaves is gone after its next
 //! start.
 
-use super::Net;
+use super::{Net, PATIENCE};
 use anyhow::{Context, ensure};
 use cri_api::v1;
 use spherule_tests::Host;
 use spherule_tests::cri::Cri;
 use std::path::Path;
 use std::time::{Duration, Instant};
-
-/// Only a test that fails waits for it.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A plugin of the list that marks where it is and waits there, for ever unless
 /// `open` appears: before, or after the real one's work on a command.
@@ -67,8 +64,7 @@ fn killed_at(plugin: &str, command: &str, after: bool) -> anyhow::Result<()> {
     ensure!(call.join().expect("no panic").is_err(), "it was answered");
     std::fs::remove_file(net.host.dir().join("plugins").join(plugin))?;
     net.daemon.restart()?;
-    let left = net.remains()?;
-    ensure!(left == before, "left: {left:#?}\nbefore: {before:#?}");
+    net.wait_clean(&before)?;
     let cri = Cri::connect(&net.daemon)?;
     if let Some(id) = &stopped {
         cri.remove_pod(id)?;
@@ -99,7 +95,7 @@ pub(super) fn before_boot() -> anyhow::Result<()> {
     net.daemon.kill()?;
     ensure!(call.join().expect("no panic").is_err(), "it was answered");
     net.daemon.restart()?;
-    net.ensure_clean(&before)
+    net.wait_clean(&before)
 }
 
 pub(super) fn during_del() -> anyhow::Result<()> {
@@ -130,5 +126,37 @@ pub(super) fn beside() -> anyhow::Result<()> {
     let usage = stats.stats.and_then(|stats| stats.linux?.network);
     ensure!(usage.is_some(), "no figures");
     net.cri.remove_pod(&id)?;
+    net.ensure_clean(&before)
+}
+
+/// A plugin hangs on DEL for what the killed daemon left: the next one serves, makes
+/// pods and says the truth of the old one meanwhile; the rest goes once it can.
+pub(super) fn hanging_del() -> anyhow::Result<()> {
+    // Who waited for the plugin would wait longer than the test does.
+    let mut net = Net::on(Host::with_network()?, &["--cni-timeout", "1h"])?;
+    let before = net.remains()?;
+    let gone = net.cri.run(&net.config("gone"))?;
+    waiting(&net.host, "bridge", "DEL", false)?;
+    let there = net.host.dir().join("there");
+    let (socket, id) = (net.socket(), gone.clone());
+    let call = std::thread::spawn(move || anyhow::Ok(Cri::at(&socket)?.stop_pod(&id)?));
+    wait_for(&there)?;
+    net.daemon.kill()?;
+    ensure!(call.join().expect("no panic").is_err(), "it was answered");
+    std::fs::remove_file(&there)?;
+    net.daemon.restart()?;
+    wait_for(&there)?;
+    net.cri = Cri::connect(&net.daemon)?;
+    let state = net.cri.sandbox(&gone)?.state();
+    ensure!(state == v1::PodSandboxState::SandboxNotready, "{state:?}");
+    let next = net.cri.run(&net.config("next"))?;
+    let network = net.cri.sandbox(&next)?.network.context("no network")?;
+    net.host
+        .sh(&format!("busybox ping -c 1 -W 10 {}", network.ip))?;
+    ensure!(net.remains()? != before, "the plugin hung for nothing");
+    std::fs::write(net.host.dir().join("open"), "")?;
+    for id in [&next, &gone] {
+        net.cri.remove_pod(id)?;
+    }
     net.ensure_clean(&before)
 }

@@ -5,14 +5,16 @@ mod killed;
 mod ports;
 mod reach;
 mod rules;
+mod services;
 
 use crate::Test;
 use anyhow::{Context, ensure};
 use cri_api::v1;
-use spherule_tests::cri::{Cri, container_config, sandbox_config};
-use spherule_tests::{Daemon, DaemonOptions, Host};
+use spherule_tests::cri::{Cri, container_config, image, sandbox_config};
+use spherule_tests::{Daemon, DaemonOptions, Host, PEER_IMAGE};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub(crate) const TESTS: &[Test] = &[
     (
@@ -37,6 +39,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_add_that_fails_leaves_nothing", failures::add),
     ("a_del_that_fails_is_tried_again", failures::del),
     (
+        "plugins_get_what_they_declare_capabilities_for",
+        failures::capabilities,
+    ),
+    (
         "a_network_goes_by_the_configuration_it_came_by",
         failures::changed,
     ),
@@ -56,19 +62,39 @@ pub(crate) const TESTS: &[Test] = &[
         "daemon_killed_beside_a_pod_finds_its_network",
         killed::beside,
     ),
+    ("a_plugin_that_hangs_holds_up_no_start", killed::hanging_del),
 ];
 
 /// What needs nft besides.
 pub(crate) const RULES: &[Test] = &[
-    ("large_packets_and_limited_rates", rules::mtu_and_rates),
+    (
+        "large_packets_limited_rates_and_figures_of_traffic",
+        rules::mtu_rates_and_figures,
+    ),
     (
         "init_containers_redirect_ports_of_their_pod",
         rules::mesh_rules,
+    ),
+    (
+        "services_and_policies_of_the_host_hold_for_pods",
+        services::as_kube_proxy,
     ),
 ];
 
 /// Needs dnsmasq.
 pub(crate) const NAMES: &[Test] = &[("names_are_resolved_by_a_server_of_the_host", reach::names)];
+
+/// What takes minutes.
+pub(crate) const LONG: &[Test] = &[
+    ("a_gibibyte_arrives_as_it_was_sent", reach::gibibyte),
+    (
+        "twenty_pods_at_once_have_addresses_of_their_own",
+        reach::twenty,
+    ),
+];
+
+/// Only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A host, the daemon on it, and its CRI.
 struct Net {
@@ -118,11 +144,7 @@ impl Net {
         sandbox_config(name, self.daemon.dir())
     }
 
-    /// A pod with one container that runs a script.
-    fn pod(&self, name: &str, script: &str) -> anyhow::Result<Pod> {
-        self.pod_with(&self.config(name), container_config("c", script))
-    }
-
+    /// A pod with one container.
     fn pod_with(
         &self,
         config: &v1::PodSandboxConfig,
@@ -143,9 +165,26 @@ impl Net {
         })
     }
 
+    /// A pod whose container runs a script, of the image that has `peer`.
+    fn peer_pod(&self, name: &str, script: &str) -> anyhow::Result<Pod> {
+        self.peer_pod_with(&self.config(name), script)
+    }
+
+    fn peer_pod_with(&self, config: &v1::PodSandboxConfig, script: &str) -> anyhow::Result<Pod> {
+        let mut container = container_config("c", script);
+        container.image = Some(image(PEER_IMAGE));
+        self.pod_with(config, container)
+    }
+
     /// Runs a script in a pod, which has to succeed; its output.
     fn sh(&self, pod: &Pod, script: &str) -> anyhow::Result<String> {
-        let ran = self.cri.exec(&pod.container, &["sh", "-ec", script])?;
+        self.sh_within(pod, script, 60)
+    }
+
+    /// [`Self::sh`] for so many seconds at most.
+    fn sh_within(&self, pod: &Pod, script: &str, timeout: i64) -> anyhow::Result<String> {
+        let command = ["sh", "-ec", script];
+        let ran = self.cri.exec_within(&pod.container, &command, timeout)?;
         let output = String::from_utf8_lossy(&ran.stdout).into_owned();
         let said = String::from_utf8_lossy(&ran.stderr);
         ensure!(
@@ -167,6 +206,15 @@ impl Net {
         let mut all = self.host.remains(&self.daemon.run_dir())?;
         all.retain(|line| line != "link spherule0");
         Ok(all)
+    }
+
+    /// Waits until nothing is left of any pod but what was there.
+    fn wait_clean(&self, before: &[String]) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.remains()? != before && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.ensure_clean(before)
     }
 
     /// Nothing is left of any pod but what was there.

@@ -1,16 +1,11 @@
 //! Who reaches whom.
 
-use super::{Net, privileged};
+use super::{Net, Pod, privileged};
 use anyhow::{Context, ensure};
 use cri_api::v1;
 use spherule_tests::cri::{Cri, container_config};
+use spherule_tests::import_peer;
 use std::collections::BTreeSet;
-
-/// Pods that the test runs at once.
-const MANY: usize = 6;
-/// A megabyte that nobody has seen before.
-const SERVE: &str = "dd if=/dev/urandom of=/www/blob bs=64k count=16 2>/dev/null; \
-                     exec httpd -f -p 80 -h /www";
 
 pub(super) fn addresses() -> anyhow::Result<()> {
     let net = Net::new()?;
@@ -49,57 +44,126 @@ pub(super) fn addresses() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// By both families: pod to pod, host to pod, pod to host, and to and from a
-/// namespace that plays another node.
+/// By both families, TCP and UDP: pod to pod, host to pod, pod to host, and to and
+/// from a namespace that plays another node.
 pub(super) fn everybody() -> anyhow::Result<()> {
-    let net = Net::new()?;
-    net.host.sh(
-        "ip netns add node; ip link add wire0 type veth peer name wire1 netns node
-         ip addr add 192.0.2.1/24 dev wire0; ip addr add 2001:db8::1/64 dev wire0
-         ip link set wire0 up
-         ip -n node addr add 192.0.2.2/24 dev wire1; ip -n node addr add 2001:db8::2/64 dev wire1
-         ip -n node link set wire1 up; ip -n node route add default via 192.0.2.1
-         ip -n node -6 route add default via 2001:db8::1",
-    )?;
-    let server = net.pod("server", SERVE)?;
-    let client = net.pod("client", "exec sleep 1000")?;
-    let sum = net.sh(&server, "sha256sum < /www/blob")?;
-    let file = net.host.dir().join("blob");
-    for ip in [server.ip.clone(), format!("[{}]", server.ip6)] {
-        for netns in [None, Some("node")] {
-            std::fs::write(&file, net.host.get(netns, &format!("{ip}:80/blob"))?)?;
-            let got = net.host.sh(&format!("sha256sum < {}", file.display()))?;
-            ensure!(got == sum, "{netns:?}: {got} for {sum}");
-        }
-    }
-    for ip in [
-        server.ip.as_str(),
-        server.ip6.as_str(),
-        "10.88.0.1",
-        "fd88:5f3e::1",
-        "192.0.2.2",
-        "2001:db8::2",
+    let crossing = Crossing::new()?;
+    let exchange = |address: &str| {
+        // A datagram of one byte, one of a whole frame, one in fragments.
+        format!(
+            "peer send {address} 1048576; peer fetch {address} 1048577; \
+             peer datagrams {address} 1 1452 20000"
+        )
+    };
+    crossing.client_does(&crossing.everywhere(), exchange)?;
+    crossing.others_do(exchange)?;
+    crossing.end()
+}
+
+/// A gibibyte each way by both families, pod to pod and between pod and host.
+pub(super) fn gibibyte() -> anyhow::Result<()> {
+    let crossing = Crossing::new()?;
+    let server = crossing.server_addresses();
+    for (command, address) in [
+        ("send", &server[0]),
+        ("send", &server[1]),
+        ("fetch", &HOST[0].to_owned()),
+        ("fetch", &HOST[1].to_owned()),
     ] {
-        net.sh(&client, &format!("busybox ping -c 2 -W 10 {ip}"))?;
+        let exchange = |address: &str| format!("peer {command} {address} 1073741824");
+        crossing.client_does(std::slice::from_ref(address), exchange)?;
     }
-    for pod in [server, client] {
-        net.cri.remove_pod(&pod.id)?;
+    crossing.end()
+}
+
+/// Addresses at which the host and the other node serve.
+const HOST: [&str; 2] = ["10.88.0.1:7000", "[fd88:5f3e::1]:7000"];
+const NODE: [&str; 2] = ["192.0.2.2:7000", "[2001:db8::2]:7000"];
+
+/// Two pods, their host and another node, all but one pod serving on port 7000.
+struct Crossing {
+    net: Net,
+    server: Pod,
+    client: Pod,
+}
+
+impl Crossing {
+    fn new() -> anyhow::Result<Self> {
+        let net = Net::new()?;
+        import_peer(&net.daemon)?;
+        net.host.add_node()?;
+        net.host.serve(None, 7000)?;
+        net.host.serve(Some("node"), 7000)?;
+        let server = net.peer_pod("server", "exec peer serve [::]:7000")?;
+        let client = net.peer_pod("client", "exec sleep 100000")?;
+        Ok(Self {
+            net,
+            server,
+            client,
+        })
     }
-    Ok(())
+
+    fn server_addresses(&self) -> [String; 2] {
+        let Pod { ip, ip6, .. } = &self.server;
+        [format!("{ip}:7000"), format!("[{ip6}]:7000")]
+    }
+
+    /// All at which somebody serves.
+    fn everywhere(&self) -> Vec<String> {
+        let others = HOST.into_iter().chain(NODE).map(str::to_owned);
+        self.server_addresses().into_iter().chain(others).collect()
+    }
+
+    /// The client does something with each address.
+    fn client_does(
+        &self,
+        addresses: &[String],
+        act: impl Fn(&str) -> String,
+    ) -> anyhow::Result<()> {
+        for address in addresses {
+            self.net.sh_within(&self.client, &act(address), 280)?;
+        }
+        Ok(())
+    }
+
+    /// The host and the other node do something with the server's addresses.
+    fn others_do(&self, act: impl Fn(&str) -> String) -> anyhow::Result<()> {
+        for address in self.server_addresses() {
+            for netns in [None, Some("node")] {
+                for line in act(&address).split("; ") {
+                    let arguments = line.trim_start_matches("peer ");
+                    self.net.host.peer(netns, arguments)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end(self) -> anyhow::Result<()> {
+        for pod in [&self.server, &self.client] {
+            self.net.cri.remove_pod(&pod.id)?;
+        }
+        Ok(())
+    }
 }
 
 pub(super) fn many() -> anyhow::Result<()> {
+    at_once(6)
+}
+
+pub(super) fn twenty() -> anyhow::Result<()> {
+    at_once(20)
+}
+
+/// Makes so many pods at once, whose addresses are all different, and removes them
+/// at once.
+fn at_once(count: usize) -> anyhow::Result<()> {
     let net = Net::new()?;
     let before = net.remains()?;
-    let ids = std::thread::scope(|scope| {
-        let runs: Vec<_> = (0..MANY)
-            .map(|n| {
-                let (socket, config) = (net.socket(), net.config(&format!("many-{n}")));
-                scope.spawn(move || anyhow::Ok(Cri::at(&socket)?.run(&config)?))
-            })
-            .collect();
-        let ids = runs.into_iter().map(|run| run.join().expect("no panic"));
-        ids.collect::<anyhow::Result<Vec<_>>>()
+    let socket = net.socket();
+    let configs = (0..count).map(|n| net.config(&format!("many-{n}")));
+    let ids = side_by_side(configs.collect(), |config| {
+        Ok(Cri::at(&socket)?.run(&config)?)
     })?;
     let mut ips = BTreeSet::new();
     for id in &ids {
@@ -107,11 +171,25 @@ pub(super) fn many() -> anyhow::Result<()> {
         ips.insert(network.ip);
         ips.extend(network.additional_ips.into_iter().map(|ip| ip.ip));
     }
-    ensure!(ips.len() == 2 * MANY, "{ips:?}");
-    for id in &ids {
-        net.cri.remove_pod(id)?;
-    }
+    ensure!(ips.len() == 2 * count, "{ips:?}");
+    side_by_side(ids, |id| Ok(Cri::at(&socket)?.remove_pod(&id)?))?;
     net.ensure_clean(&before)
+}
+
+/// Does something with all of them at once.
+fn side_by_side<T: Send, R: Send>(
+    items: Vec<T>,
+    act: impl Fn(T) -> anyhow::Result<R> + Sync,
+) -> anyhow::Result<Vec<R>> {
+    let act = &act;
+    std::thread::scope(|scope| {
+        let acts: Vec<_> = items
+            .into_iter()
+            .map(|item| scope.spawn(move || act(item)))
+            .collect();
+        let done = acts.into_iter().map(|act| act.join().expect("no panic"));
+        done.collect()
+    })
 }
 
 /// A privileged container gives itself another's address: what it sends then is

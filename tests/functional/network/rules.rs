@@ -2,8 +2,9 @@
 
 use super::{Net, Pod, privileged};
 use anyhow::{Context, ensure};
-use spherule_tests::Host;
+use cri_api::v1;
 use spherule_tests::cri::{container_config, image};
+use spherule_tests::{Host, import_peer};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,30 +12,76 @@ use test_images::{Compression, Layer, busybox_image};
 
 const TOOLS: &str = "localhost/nft:test";
 
-/// Jumbo frames pass whole; a pod whose annotations limit it has its queues shaped.
-pub(super) fn mtu_and_rates() -> anyhow::Result<()> {
+/// Jumbo frames pass whole; what a pod whose annotations limit it sends and gets
+/// passes the shapers, and is counted by the host as by the guest itself.
+pub(super) fn mtu_rates_and_figures() -> anyhow::Result<()> {
     let host = Host::new()?;
     host.init(&["--mtu", "9000"])?;
     let net = Net::on(host, &[])?;
+    import_peer(&net.daemon)?;
     let mut config = net.config("limited");
-    config
-        .annotations
-        .insert("kubernetes.io/ingress-bandwidth".into(), "10M".into());
-    let pod = net.pod_with(&config, container_config("c", "exec sleep 1000"))?;
+    let rates = [("ingress", "10M"), ("egress", "20M")];
+    for (direction, rate) in rates {
+        let name = format!("kubernetes.io/{direction}-bandwidth");
+        config.annotations.insert(name, rate.into());
+    }
+    let pod = net.peer_pod_with(&config, "exec peer serve [::]:7000")?;
     let link = net.sh(&pod, "ip link show eth0")?;
     ensure!(link.contains("mtu 9000"), "{link}");
     // 8972 bytes and the headers are 9000; nothing takes it in pieces.
     let ping = format!("busybox ping -c 2 -W 10 -s 8972 {}", pod.ip);
     net.host.sh(&ping)?;
-    let queues = net.host.sh("tc qdisc show")?;
-    ensure!(
-        queues.contains("tbf") && queues.contains("10Mbit"),
-        "{queues}"
-    );
+    let bytes = 1 << 20;
+    for command in ["send", "fetch"] {
+        let line = format!("{command} {}:7000 {bytes}", pod.ip);
+        net.host.peer(None, &line)?;
+    }
+    let queues = net.host.sh("tc -s qdisc show")?;
+    for rate in ["10Mbit", "20Mbit"] {
+        let passed = shaped(&queues, rate).with_context(|| queues.clone())?;
+        ensure!(passed > bytes, "{rate}: {passed} bytes of {queues}");
+    }
+    let [received, sent] = settled_figures(&net, &pod)?;
+    ensure!(received > bytes && sent > bytes, "{received} {sent}");
     net.cri.remove_pod(&pod.id)?;
     let queues = net.host.sh("tc qdisc show")?;
     ensure!(!queues.contains("tbf"), "{queues}");
     Ok(())
+}
+
+/// Bytes that passed the token bucket of that rate, in what `tc -s qdisc` says.
+fn shaped(queues: &str, rate: &str) -> Option<u64> {
+    let mut lines = queues.lines();
+    lines.find(|line| line.contains("tbf") && line.contains(&format!("rate {rate} ")))?;
+    let sent = lines.next()?.trim().strip_prefix("Sent ")?;
+    sent.split_whitespace().next()?.parse().ok()
+}
+
+/// Bytes that a pod got and sent by its statistics, once the guest counts the same:
+/// a frame may be between the two.
+fn settled_figures(net: &Net, pod: &Pod) -> anyhow::Result<[u64; 2]> {
+    let files = "/sys/class/net/eth0/statistics";
+    let script = format!("cat {files}/rx_bytes {files}/tx_bytes");
+    let mut seen = Vec::new();
+    for _ in 0..30 {
+        let request = v1::PodSandboxStatsRequest {
+            pod_sandbox_id: pod.id.clone(),
+        };
+        let stats = net
+            .cri
+            .wait(net.cri.runtime.clone().pod_sandbox_stats(request))?;
+        let usage = stats.stats.and_then(|stats| stats.linux?.network);
+        let eth0 = usage.and_then(|usage| usage.default_interface);
+        let eth0 = eth0.context("no figures of traffic")?;
+        let host = [eth0.rx_bytes, eth0.tx_bytes].map(|bytes| bytes.unwrap_or_default().value);
+        let guest = net.sh(pod, &script)?;
+        let guest: Vec<u64> = guest.lines().map(str::parse).collect::<Result<_, _>>()?;
+        if guest == host {
+            return Ok(host);
+        }
+        seen.push((host, guest));
+    }
+    anyhow::bail!("host and guest count otherwise: {seen:?}")
 }
 
 /// A privileged init container redirects ports, as a service mesh's does, by
