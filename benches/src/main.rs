@@ -1,17 +1,18 @@
 //! `cargo xtask bench`: how long the stages of a pod's start take on each engine,
-//! what a pod costs in memory, how long the calls of the CRI take. Real pods on
-//! the real daemon, nothing else: the stages are those that the daemon records
+//! what a pod costs in memory, how long the calls of the CRI take, what its network
+//! carries. Real pods on the real daemon, nothing else: the stages are those that the daemon records
 //! for every pod.
 
 mod cri;
 mod memory;
+mod network;
 mod report;
 mod start;
 mod statistics;
 
 use anyhow::ensure;
 use clap::Parser;
-use report::EngineReport;
+use report::{EngineReport, Section};
 use spherule_tests::{Daemon, DaemonOptions, machine};
 use std::path::PathBuf;
 
@@ -30,6 +31,12 @@ struct Args {
     /// How many sandboxes are asked for at once
     #[arg(long, value_delimiter = ',', default_value = "1,10,30")]
     at_once: Vec<usize>,
+    /// Engines on which the network is measured; default: all that are measured
+    #[arg(long, value_delimiter = ',')]
+    network_engines: Option<Vec<String>>,
+    /// Only the network
+    #[arg(long)]
+    only_network: bool,
     /// Guest instructions until the agent runs, as `xtask kernel --measure` counts them
     #[arg(long)]
     kernel_instructions: Option<u64>,
@@ -61,6 +68,22 @@ fn main() -> anyhow::Result<()> {
 
 fn measure(engine: &str, args: &Args) -> anyhow::Result<EngineReport> {
     eprintln!("engine {engine}");
+    let (detail, mut sections) = if args.only_network {
+        (String::new(), Vec::new())
+    } else {
+        pods(engine, args)?
+    };
+    sections.extend(networks(engine, args)?);
+    Ok(EngineReport {
+        engine: engine.into(),
+        detail,
+        sections,
+    })
+}
+
+/// What is measured on pods that have their loopback only, and why the daemon would
+/// take this engine.
+fn pods(engine: &str, args: &Args) -> anyhow::Result<(String, Vec<Section>)> {
     let daemon = Daemon::with(DaemonOptions {
         engine: engine.into(),
         ..DaemonOptions::default()
@@ -76,9 +99,23 @@ fn measure(engine: &str, args: &Args) -> anyhow::Result<EngineReport> {
     if with_cri {
         sections.extend(cri::measure(&daemon, args.runs, &args.at_once)?);
     }
-    Ok(EngineReport {
-        engine: engine.into(),
-        detail,
-        sections,
-    })
+    Ok((detail, sections))
+}
+
+fn networks(engine: &str, args: &Args) -> anyhow::Result<Vec<Section>> {
+    let wanted = args.network_engines.as_ref();
+    if wanted.is_some_and(|engines| engines.iter().all(|wanted| wanted != engine)) {
+        return Ok(Vec::new());
+    }
+    if let Some(why) = &machine().no_network {
+        eprintln!("network: skipped, {why}");
+        return Ok(Vec::new());
+    }
+    // A KVM that emulates takes a minute to boot a pod and seconds for a few KiB.
+    if machine().engine != engine && !machine().kvm_is_fast {
+        return network::measure(engine, 1, network::Volume::TINY);
+    }
+    let mut sections = network::measure(engine, args.runs, network::Volume::USUAL)?;
+    sections.push(network::start_with_and_without(engine, args.runs)?);
+    Ok(sections)
 }

@@ -35,6 +35,22 @@ impl Collected {
         }
     }
 
+    /// [`Self::add`] where the value counts.
+    pub(crate) fn add_if(&mut self, counts: bool, name: &str, value: f64) {
+        if counts {
+            self.add(name, value);
+        }
+    }
+
+    /// Adds all of another.
+    pub(crate) fn extend(&mut self, other: Self) {
+        for (name, values) in other.0 {
+            for value in values {
+                self.add(&name, value);
+            }
+        }
+    }
+
     pub(crate) fn section(self, title: &str) -> Section {
         let figure = |(name, values)| {
             Some(Figure {
@@ -125,11 +141,15 @@ fn print_section(section: &Section) {
         "median", "min", "95 %", "max"
     );
     for Figure { name, summary: s } in &section.figures {
-        println!(
-            "    {name:<40} {:>10.1} {:>10.1} {:>10.1} {:>10.1}",
-            s.median, s.min, s.p95, s.max
-        );
+        let [median, min, p95, max] = [s.median, s.min, s.p95, s.max].map(shown);
+        println!("    {name:<40} {median:>10} {min:>10} {p95:>10} {max:>10}");
     }
+}
+
+/// A figure with as many digits as tell something: ratios are small.
+pub(crate) fn shown(value: f64) -> String {
+    let digits = if value.abs() < 10.0 { 3 } else { 1 };
+    format!("{value:.digits$}")
 }
 
 #[expect(

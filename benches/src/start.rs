@@ -7,7 +7,7 @@ use serde_json::Value;
 use spherule_tests::Daemon;
 
 /// A pod that says when it runs, then waits to be looked at.
-const MANIFEST: &str = "
+pub(crate) const MANIFEST: &str = "
 apiVersion: v1
 kind: Pod
 metadata: {name: bench}
@@ -35,10 +35,7 @@ pub(crate) fn measure(daemon: &Daemon, runs: usize) -> anyhow::Result<Vec<Sectio
             if run == 0 { " (warm-up)" } else { "" }
         );
         let id = daemon.run_detached(MANIFEST)?;
-        let pod = daemon.wait_for(&id, "running", |pod| {
-            pod["containers"][0]["state"] == "STATE_RUNNING" || pod["phase"] == "PHASE_FAILED"
-        })?;
-        anyhow::ensure!(pod["phase"] != "PHASE_FAILED", "the pod failed: {pod:#}");
+        let pod = running(daemon, &id)?;
         if run > 0 {
             collect_stages(&pod, &mut reached, &mut stages)?;
             collect_memory(&pod, &mut memory)?;
@@ -53,6 +50,15 @@ pub(crate) fn measure(daemon: &Daemon, runs: usize) -> anyhow::Result<Vec<Sectio
     stages.figures.sort_by_key(order);
     let memory = memory.section("memory while the pod runs (PSS), KiB");
     Ok(vec![reached, stages, memory])
+}
+
+/// Waits until a pod's container runs; all that is known of the pod.
+pub(crate) fn running(daemon: &Daemon, pod: &str) -> anyhow::Result<Value> {
+    let pod = daemon.wait_for(pod, "running", |pod| {
+        pod["containers"][0]["state"] == "STATE_RUNNING" || pod["phase"] == "PHASE_FAILED"
+    })?;
+    anyhow::ensure!(pod["phase"] != "PHASE_FAILED", "the pod failed: {pod:#}");
+    Ok(pod)
 }
 
 fn collect_stages(
@@ -86,7 +92,8 @@ fn collect_memory(pod: &Value, to: &mut Collected) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn children(pid: u64) -> anyhow::Result<Vec<u64>> {
+/// Processes that a process has started.
+pub(crate) fn children(pid: u64) -> anyhow::Result<Vec<u64>> {
     let mut found = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let list = std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
@@ -102,7 +109,7 @@ fn children(pid: u64) -> anyhow::Result<Vec<u64>> {
     clippy::cast_precision_loss,
     reason = "durations of seconds in nanoseconds"
 )]
-fn to_ms(ns: i64) -> f64 {
+pub(crate) fn to_ms(ns: i64) -> f64 {
     ns as f64 / 1e6
 }
 

@@ -1,6 +1,6 @@
 //! The HTML page: bars drawn as SVG, one a figure, with the spread of its runs.
 
-use super::{Figure, Report, Section, millions};
+use super::{Figure, Report, Section, millions, shown};
 use std::fmt::Write;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;\
@@ -67,7 +67,7 @@ fn plot(page: &mut String, section: &Section) {
     for (row, Figure { name, summary }) in figures.iter().enumerate() {
         let (top, text) = (row * ROW + 3, row * ROW + 17);
         let middle = row * ROW + 11;
-        let scale = |value: f64| value / most * WIDTH;
+        let scale = |value: f64| value.max(0.0) / most * WIDTH;
         let _ = write!(
             page,
             "<text x=0 y={text}>{}</text><rect class=bar x={LEFT} y={top} width={:.1} height=16 />",
@@ -83,9 +83,9 @@ fn plot(page: &mut String, section: &Section) {
         }
         let _ = write!(
             page,
-            "<text x={:.1} y={text}>{:.1}</text>",
+            "<text x={:.1} y={text}>{}</text>",
             LEFT + scale(summary.max) + 8.0,
-            summary.median
+            shown(summary.median)
         );
     }
     page.push_str("</svg>");
