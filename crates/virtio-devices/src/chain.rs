@@ -7,7 +7,7 @@
 
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::bitmap::BS;
-use vm_memory::{GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
 use std::sync::atomic::Ordering;
 
@@ -24,6 +24,17 @@ pub(crate) fn pop<'a>(
     queue: &mut Queue,
     memory: &'a GuestMemoryMmap,
 ) -> Result<Option<Chain<'a>>, Error> {
+    match pop_raw(queue, memory)? {
+        Some(raw) => raw.resolve(memory).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// As [`pop`], for a device that may keep the chain for later.
+pub(crate) fn pop_raw(
+    queue: &mut Queue,
+    memory: &GuestMemoryMmap,
+) -> Result<Option<RawChain>, Error> {
     if !queue.ready() {
         return Ok(None);
     }
@@ -38,7 +49,23 @@ pub(crate) fn pop<'a>(
         .iter(memory)?
         .next()
         .ok_or(Error::InvalidAvailRingIndex)?;
-    Chain::parse(memory, chain).map(Some)
+    RawChain::parse(chain).map(Some)
+}
+
+/// A chain with its order checked, its addresses not translated: they may be
+/// translated anew when guest memory is mapped elsewhere.
+#[derive(Debug)]
+pub(crate) struct RawChain {
+    /// Index of the first descriptor: the chain's name in the used ring.
+    pub(crate) head: u16,
+    segments: Vec<Segment>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    addr: GuestAddress,
+    len: usize,
+    writable: bool,
 }
 
 /// A well-formed descriptor chain.
@@ -52,14 +79,10 @@ pub(crate) struct Chain<'a> {
     pub(crate) writable: Buffers<'a>,
 }
 
-impl<'a> Chain<'a> {
-    fn parse(
-        memory: &'a GuestMemoryMmap,
-        chain: DescriptorChain<&'a GuestMemoryMmap>,
-    ) -> Result<Self, Error> {
+impl RawChain {
+    fn parse(chain: DescriptorChain<&GuestMemoryMmap>) -> Result<Self, Error> {
         let head = chain.head_index();
-        let mut readable = Vec::new();
-        let mut writable = Vec::new();
+        let mut segments = Vec::new();
         let mut writing = false;
         // The walk ends early, without saying so, at a loop, a bad index, a bad
         // indirect table or at 4 GiB in all; the last descriptor then still
@@ -74,25 +97,38 @@ impl<'a> Chain<'a> {
                 return Err(Error::InvalidChain);
             }
             writing = descriptor.is_write_only();
-            let (list, access) = if writing {
+            segments.push(Segment {
+                addr: descriptor.addr(),
+                len: usize::try_from(descriptor.len())
+                    .map_err(|_| Error::DescriptorChainOverflow)?,
+                writable: writing,
+            });
+        }
+        if promised {
+            return Err(Error::InvalidChain);
+        }
+        Ok(RawChain { head, segments })
+    }
+
+    /// The guest memory that the chain names.
+    pub(crate) fn resolve<'a>(&self, memory: &'a GuestMemoryMmap) -> Result<Chain<'a>, Error> {
+        let mut readable = Vec::new();
+        let mut writable = Vec::new();
+        for segment in &self.segments {
+            let (list, access) = if segment.writable {
                 (&mut writable, Permissions::Write)
             } else {
                 (&mut readable, Permissions::Read)
             };
-            let len =
-                usize::try_from(descriptor.len()).map_err(|_| Error::DescriptorChainOverflow)?;
             let slices = memory
-                .get_slices(descriptor.addr(), len, access)
+                .get_slices(segment.addr, segment.len, access)
                 .map_err(Error::GuestMemory)?;
             for slice in slices {
                 list.push(slice.map_err(Error::GuestMemory)?);
             }
         }
-        if promised {
-            return Err(Error::InvalidChain);
-        }
         Ok(Chain {
-            head,
+            head: self.head,
             readable: Buffers { slices: readable },
             writable: Buffers { slices: writable },
         })
@@ -192,7 +228,7 @@ mod tests {
     use crate::testing::{Buffer, Harness, INDIRECT, NEXT, WRITE};
     use crate::{Rng, VirtioDevice};
     use proptest::prelude::*;
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::Bytes;
 
     const SIZE: u16 = 8;
     const DATA: u64 = 2 << 20;

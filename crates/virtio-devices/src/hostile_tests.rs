@@ -12,10 +12,12 @@ use crate::net::Tap;
 use crate::testing::{Buffer, Harness, INDIRECT, NEXT, WRITE};
 use crate::vsock::Vsock;
 use crate::{
-    Console, DeviceError, DiskBay, Fs, FsLimits, Net, NetSettings, Rng, VirtQueue, VirtioDevice,
+    Console, DeviceError, DiskBay, Fs, FsLimits, IoLimits, Net, NetSettings, Rate, Rng, VirtQueue,
+    VirtioDevice,
 };
 use proptest::prelude::*;
 use std::io::Write;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -89,11 +91,22 @@ impl VirtioDevice for AnyDevice {
 fn devices(dir: &TempDir) -> Vec<AnyDevice> {
     let (read_only, images) = DiskBay::new("images", "ro", true);
     let (writable, scratch) = DiskBay::new("scratch", "rw", false);
-    for bay in [&images, &scratch] {
+    let (volumes, limited) = DiskBay::for_volumes("volumes", "");
+    for bay in [&images, &scratch, &limited] {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(&[0x5a; 64 << 10]).expect("write");
         bay.attach("disk", file).expect("attach");
     }
+    // A few requests wait while it is attacked.
+    let few = Rate {
+        per_second: NonZeroU64::MIN,
+        burst: NonZeroU64::MIN,
+    };
+    let limits = IoLimits {
+        operations: Some(few),
+        bytes: None,
+    };
+    limited.limit("disk", limits).expect("a timer");
     let sink: Arc<Mutex<dyn Write + Send>> = Arc::new(Mutex::new(std::io::sink()));
     let limits = FsLimits {
         nodes: 100,
@@ -104,6 +117,7 @@ fn devices(dir: &TempDir) -> Vec<AnyDevice> {
         Box::new(shares),
         Box::new(read_only),
         Box::new(writable),
+        Box::new(volumes),
         Box::new(Vsock::new(3, dir.path().join("vsock")).expect("a device")),
         Box::new(Rng::new().expect("a device")),
         Box::new(Console::new(sink)),

@@ -8,6 +8,7 @@
 //! says. No call does unbounded work: a device that has more to do raises its
 //! own [`wakeup`] and goes on when its thread polls next.
 
+mod alarm;
 mod block;
 mod chain;
 mod console;
@@ -25,7 +26,7 @@ mod wakeup;
 #[cfg(test)]
 mod hostile_tests;
 
-pub use block::{BayError, BayHandle, DiskBay, Extent, NamedExtent};
+pub use block::{BayError, BayHandle, DiskBay, Extent, IoLimits, NamedExtent, Rate, VolumeOptions};
 pub use console::Console;
 pub use device::{DeviceError, Queues, VirtQueue, VirtioDevice};
 pub use fs::{Fs, FsHandle, FsLimits, NamedShare, ShareAccess, ShareError};

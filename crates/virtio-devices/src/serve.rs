@@ -1,6 +1,6 @@
 //! The loop that most devices share: take chains from a queue, answer each.
 
-use crate::chain::{self, Chain};
+use crate::chain::{self, Chain, RawChain};
 use crate::device::{DeviceError, VirtQueue};
 use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
@@ -37,6 +37,19 @@ pub(crate) fn serve(
     queue: &mut dyn VirtQueue,
     mut answer: impl FnMut(Chain<'_>) -> Answer,
 ) -> Result<Turn, DeviceError> {
+    serve_or_keep(index, memory, queue, |raw| {
+        raw.resolve(memory).map(|chain| Some(answer(chain)))
+    })
+}
+
+/// As [`serve`]; a chain that gets no answer is kept by `answer`, and answered
+/// another time.
+pub(crate) fn serve_or_keep(
+    index: u16,
+    memory: &GuestMemoryMmap,
+    queue: &mut dyn VirtQueue,
+    mut answer: impl FnMut(RawChain) -> Result<Option<Answer>, virtio_queue::Error>,
+) -> Result<Turn, DeviceError> {
     let broken = |source| DeviceError::Queue {
         queue: index,
         source,
@@ -50,14 +63,19 @@ pub(crate) fn serve(
     let mut silent = false;
     let turn = 'turn: loop {
         queue.queue().disable_notification(memory).map_err(broken)?;
-        while let Some(chain) = chain::pop(queue.queue(), memory).map_err(broken)? {
+        while let Some(chain) = chain::pop_raw(queue.queue(), memory).map_err(broken)? {
             let head = chain.head;
-            let Answer { written, moved } = answer(chain);
+            chains += 1;
+            let Some(Answer { written, moved }) = answer(chain).map_err(broken)? else {
+                if chains >= MAX_CHAINS_PER_TURN {
+                    break 'turn Turn::Spent;
+                }
+                continue;
+            };
             queue
                 .queue()
                 .add_used(memory, head, written)
                 .map_err(broken)?;
-            chains += 1;
             bytes += moved;
             unheard += moved;
             silent = true;

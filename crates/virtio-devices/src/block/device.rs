@@ -1,19 +1,22 @@
 //! The virtio-blk device of a bay.
+//!
+//! Requests are done one at a time, in the order in which the driver made them
+//! available, but for those of an extent that has used up what it may do: these
+//! wait in a line of their own, and others overtake them.
 
-use super::bay::{Backing, Bay, BayHandle, CAPACITY};
+use super::bay::{Backing, Bay, BayHandle, CAPACITY, VOLUMES_CAPACITY};
+use super::limiter::Cost;
 use super::request::{MAX_RANGES, Operation, Range, Request, SECTOR};
-use crate::chain::{Buffers, Chain};
-use crate::device::{DeviceError, Queues, VirtioDevice};
+use super::storage;
+use crate::chain::{Buffers, Chain, RawChain};
+use crate::device::{DeviceError, Queues, VirtQueue, VirtioDevice};
 use crate::guest_io;
-use crate::serve::{Answer, Turn, serve};
-use crate::wakeup::Wakeup;
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
-use std::fs::File;
+use crate::serve::{Answer, MAX_BYTES_PER_TURN, Turn, serve_or_keep};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
@@ -22,6 +25,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 
 /// Chains in the queue; with indirect descriptors a request takes one.
@@ -50,7 +54,20 @@ pub struct DiskBay {
     /// The driver flushes; otherwise every write is brought to storage at once
     /// (virtio 1.2, 5.2.5.2).
     write_back: bool,
-    wakeup: Wakeup,
+    /// Requests that wait, by the extent that holds them up.
+    waiting: BTreeMap<u64, VecDeque<RawChain>>,
+    /// When the first of them may go on, on the bay's clock.
+    earliest: Option<Duration>,
+}
+
+/// What became of a request.
+enum Outcome {
+    Done(Answer),
+    /// This extent may do no more before then.
+    Wait {
+        id: u64,
+        until: Duration,
+    },
 }
 
 /// A request that was not done, as the driver shall hear of it.
@@ -69,20 +86,31 @@ impl DiskBay {
     /// An empty bay of 16 TiB. `name` is for logs and threads; `device_id` is
     /// the serial number that the guest sees (its first 20 bytes).
     pub fn new(name: &'static str, device_id: &str, read_only: bool) -> (DiskBay, BayHandle) {
-        let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
-        for (to, from) in id.iter_mut().zip(device_id.bytes()) {
-            *to = from;
-        }
-        let bay = Arc::new(Bay::new(read_only));
+        Self::with_capacity(name, device_id, read_only, CAPACITY)
+    }
+
+    /// An empty bay of 1 PiB for volumes, which may grow.
+    pub fn for_volumes(name: &'static str, device_id: &str) -> (DiskBay, BayHandle) {
+        Self::with_capacity(name, device_id, false, VOLUMES_CAPACITY)
+    }
+
+    fn with_capacity(
+        name: &'static str,
+        device_id: &str,
+        read_only: bool,
+        capacity: u64,
+    ) -> (DiskBay, BayHandle) {
+        let bay = Arc::new(Bay::new(read_only, capacity));
         let handle = BayHandle {
             bay: Arc::clone(&bay),
         };
         let device = DiskBay {
             name,
-            id,
+            id: padded(device_id),
             bay,
             write_back: false,
-            wakeup: Wakeup::new(),
+            waiting: BTreeMap::new(),
+            earliest: None,
         };
         (device, handle)
     }
@@ -95,22 +123,101 @@ impl DiskBay {
         let Some(queue) = queues.first_mut() else {
             return Ok(());
         };
-        while serve(0, memory, *queue, |chain| self.answer(chain))? == Turn::Spent {
-            if self.wakeup.raise() {
-                break;
+        let bay = Arc::clone(&self.bay);
+        let alarm = &bay.alarm;
+        loop {
+            alarm.begin_turn();
+            self.earliest = None;
+            let mut turn = Turn::Idle;
+            if queue.queue().ready() {
+                turn = self.go_on(memory, *queue)?;
+            }
+            if turn == Turn::Idle {
+                turn = serve_or_keep(0, memory, *queue, |raw| self.answer_or_keep(memory, raw))?;
+            }
+            if turn == Turn::Idle || alarm.works() {
+                let spent = (turn == Turn::Spent).then_some(Duration::ZERO);
+                let wait = self.earliest.map(|at| at.saturating_sub(bay.now()));
+                alarm.end_turn(spent.or(wait));
+                return Ok(());
             }
         }
-        Ok(())
     }
 
-    /// Does one request and writes its status.
-    fn answer(&self, chain: Chain<'_>) -> Answer {
+    /// Does what waited and may go on.
+    fn go_on(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        queue: &mut dyn VirtQueue,
+    ) -> Result<Turn, DeviceError> {
+        let broken = |source| DeviceError::Queue { queue: 0, source };
+        let mut bytes = 0;
+        let mut heard = true;
+        let ids: Vec<u64> = self.waiting.keys().copied().collect();
+        'extents: for id in ids {
+            while let Some(raw) = self.waiting.get_mut(&id).and_then(VecDeque::pop_front) {
+                let head = raw.head;
+                match self.try_answer(raw.resolve(memory).map_err(broken)?, false) {
+                    Outcome::Done(Answer { written, moved }) => {
+                        let queue = queue.queue();
+                        queue.add_used(memory, head, written).map_err(broken)?;
+                        heard = false;
+                        bytes += moved;
+                        if bytes >= MAX_BYTES_PER_TURN {
+                            break 'extents;
+                        }
+                    }
+                    Outcome::Wait { until, .. } => {
+                        self.waiting.entry(id).or_default().push_front(raw);
+                        self.wait_until(until);
+                        break;
+                    }
+                }
+            }
+        }
+        self.waiting.retain(|_, line| !line.is_empty());
+        if !heard {
+            queue.signal()?;
+        }
+        Ok(if bytes >= MAX_BYTES_PER_TURN {
+            Turn::Spent
+        } else {
+            Turn::Idle
+        })
+    }
+
+    fn wait_until(&mut self, until: Duration) {
+        self.earliest = Some(self.earliest.map_or(until, |other| other.min(until)));
+    }
+
+    /// Does a request that just came, or keeps it in a line.
+    fn answer_or_keep(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        raw: RawChain,
+    ) -> Result<Option<Answer>, virtio_queue::Error> {
+        match self.try_answer(raw.resolve(memory)?, true) {
+            Outcome::Done(answer) => Ok(Some(answer)),
+            Outcome::Wait { id, until } => {
+                self.waiting.entry(id).or_default().push_back(raw);
+                self.wait_until(until);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Does one request and writes its status, unless it has to wait. One that is
+    /// `new` goes behind those of its extent that wait.
+    fn try_answer(&self, chain: Chain<'_>, new: bool) -> Outcome {
         let Some(request) = Request::parse(chain) else {
-            return Answer {
+            return Outcome::Done(Answer {
                 written: 0,
                 moved: 0,
-            };
+            });
         };
+        if let Err(wait) = self.admit(&request.operation, new) {
+            return wait;
+        }
         let done = self.perform(&request.operation);
         let (status, moved) = match done {
             Ok(moved) => (VIRTIO_BLK_S_OK, moved),
@@ -126,7 +233,63 @@ impl DiskBay {
         } else {
             0
         };
-        Answer { written, moved }
+        Outcome::Done(Answer { written, moved })
+    }
+
+    /// Takes what a request costs the extents that it touches, or says which of
+    /// them it has to wait for. A request outside of all costs nothing: it fails.
+    fn admit(&self, operation: &Operation<'_>, new: bool) -> Result<(), Outcome> {
+        if !self.bay.has_limits() {
+            return Ok(());
+        }
+        let costs: Vec<(Arc<Backing>, Cost)> = match operation {
+            Operation::Read { offset, data } | Operation::Write { offset, data } => {
+                let bytes = data.len() as u64;
+                self.cost(*offset, bytes, bytes).into_iter().collect()
+            }
+            Operation::Discard { ranges } => {
+                let costs = ranges.iter().map(|r| self.cost(r.offset, r.length, 0));
+                costs.flatten().collect()
+            }
+            Operation::WriteZeroes { ranges } => {
+                let costs = ranges
+                    .iter()
+                    .map(|r| self.cost(r.offset, r.length, r.length));
+                costs.flatten().collect()
+            }
+            Operation::Flush
+            | Operation::GetId { .. }
+            | Operation::Unsupported
+            | Operation::Malformed => return Ok(()),
+        };
+        let now = self.bay.now();
+        for (backing, _) in &costs {
+            let behind = new && self.waiting.contains_key(&backing.id);
+            let wait = backing.wait(now);
+            // The first of the line says when.
+            let until = match behind {
+                true => Duration::MAX,
+                false => now.saturating_add(wait),
+            };
+            if until > now {
+                let id = backing.id;
+                return Err(Outcome::Wait { id, until });
+            }
+        }
+        for (backing, cost) in costs {
+            backing.charge(cost);
+        }
+        Ok(())
+    }
+
+    /// What a range that lies in an extent costs it.
+    fn cost(&self, offset: u64, length: u64, bytes: u64) -> Option<(Arc<Backing>, Cost)> {
+        let (backing, _) = self.bay.find(offset, length)?;
+        let cost = Cost {
+            bytes,
+            operations: 1,
+        };
+        Some((backing, cost))
     }
 
     /// Bytes moved, or what they cost.
@@ -137,7 +300,8 @@ impl DiskBay {
             Operation::Flush => self.flush(),
             Operation::GetId { data } => {
                 data.fill_zero();
-                Ok(data.copy_from(&self.id))
+                let own = self.bay.serial().map(|serial| padded(&serial));
+                Ok(data.copy_from(&own.unwrap_or(self.id)))
             }
             Operation::Discard { ranges } => self.discard(ranges),
             Operation::WriteZeroes { ranges } => self.write_zeroes(ranges),
@@ -153,7 +317,7 @@ impl DiskBay {
         if got < len {
             // Past the file's end lies the rest of the extent's last 4096
             // bytes. A file that ends earlier than it did has lost data.
-            if at + (got as u64) < backing.size {
+            if at + (got as u64) < backing.size() {
                 return Err(Failure::Io);
             }
             data.clone().split_off(got).fill_zero();
@@ -162,8 +326,7 @@ impl DiskBay {
     }
 
     fn write(&self, offset: u64, data: &Buffers<'_>) -> Result<usize, Failure> {
-        let backing_at = self.writable(offset, data.len() as u64)?;
-        let (backing, at) = backing_at;
+        let (backing, at) = self.writable(offset, data.len() as u64)?;
         backing.mark_dirty();
         backing.with_file(|file| guest_io::write_at(file.as_fd(), data, at))?;
         self.write_through(&backing)?;
@@ -191,15 +354,9 @@ impl DiskBay {
             }
             let (backing, at) = self.writable(range.offset, range.length)?;
             backing.mark_dirty();
-            match backing.with_file(|file| {
-                let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                Ok(fallocate(file, mode, at, backing.clamp(at, range.length))?)
-            }) {
-                // Discard is advice (5.2.6.2): a file that cannot have holes
-                // keeps its blocks.
-                Err(error) if is_unsupported(&error) => {}
-                other => other?,
-            }
+            let length = backing.clamp(at, range.length);
+            backing
+                .with_file(|file| storage::discard(file, backing.is_block_device, at, length))?;
             self.write_through(&backing)?;
         }
         Ok(ranges.len() * DISCARD_COST)
@@ -219,17 +376,21 @@ impl DiskBay {
         let unmap = range.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
         backing.mark_dirty();
         let length = backing.clamp(at, range.length);
-        let wrote = backing.with_file(|file| zero(file, at, length, unmap))?;
+        let wrote = backing.with_file(|file| storage::zero(file, at, length, unmap))?;
         self.write_through(&backing)?;
         Ok(DISCARD_COST + wrote)
     }
 
     /// The file behind a range that the driver wants to change.
     fn writable(&self, offset: u64, length: u64) -> Result<(Arc<Backing>, u64), Failure> {
-        if self.bay.read_only || length == 0 {
+        if length == 0 {
             return Err(Failure::Io);
         }
-        self.bay.find(offset, length).ok_or(Failure::Io)
+        let found = self.bay.find(offset, length).ok_or(Failure::Io)?;
+        if found.0.read_only {
+            return Err(Failure::Io);
+        }
+        Ok(found)
     }
 
     fn write_through(&self, backing: &Backing) -> Result<(), Failure> {
@@ -244,7 +405,7 @@ impl DiskBay {
         let mut config = [0; 60];
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
         let sectors = |bytes: u64| u32::try_from(bytes / SECTOR).unwrap_or(u32::MAX);
-        put(0, &(CAPACITY / SECTOR).to_le_bytes());
+        put(0, &(self.bay.capacity() / SECTOR).to_le_bytes());
         put(12, &SEG_MAX.to_le_bytes());
         put(20, &BLK_SIZE.to_le_bytes());
         put(24, &[PHYSICAL_BLOCK_EXP, 0]);
@@ -263,36 +424,13 @@ impl DiskBay {
     }
 }
 
-/// Zeroes a range by the cheapest way the host's file system knows; the bytes
-/// that had to be written.
-fn zero(file: &File, offset: u64, length: u64, unmap: bool) -> io::Result<usize> {
-    if length == 0 {
-        return Ok(0);
+/// A serial number as the driver gets it: its first bytes, then zeroes.
+fn padded(serial: &str) -> [u8; VIRTIO_BLK_ID_BYTES as usize] {
+    let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
+    for (to, from) in id.iter_mut().zip(serial.bytes()) {
+        *to = from;
     }
-    let hole = unmap.then_some(FallocateFlags::PUNCH_HOLE);
-    for mode in hole.into_iter().chain([FallocateFlags::ZERO_RANGE]) {
-        match fallocate(file, mode | FallocateFlags::KEEP_SIZE, offset, length) {
-            Ok(()) => return Ok(0),
-            Err(error) if is_unsupported(&error.into()) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let zeroes = vec![0; 1 << 16];
-    let mut done = 0;
-    while done < length {
-        let piece = usize::try_from(length - done)
-            .unwrap_or(usize::MAX)
-            .min(zeroes.len());
-        file.write_all_at(&zeroes[..piece], offset + done)?;
-        done += piece as u64;
-    }
-    Ok(usize::try_from(length).unwrap_or(usize::MAX))
-}
-
-fn is_unsupported(error: &io::Error) -> bool {
-    [Errno::OPNOTSUPP, Errno::NOSYS, Errno::NODEV]
-        .iter()
-        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    id
 }
 
 impl VirtioDevice for DiskBay {
@@ -339,7 +477,9 @@ impl VirtioDevice for DiskBay {
 
     fn reset(&mut self) {
         self.write_back = false;
-        self.wakeup.clear();
+        // The driver has forgotten them.
+        self.waiting.clear();
+        self.bay.alarm.end_turn(None);
     }
 
     fn queue_event(
@@ -352,7 +492,7 @@ impl VirtioDevice for DiskBay {
     }
 
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.wakeup.fd()
+        self.bay.alarm.fd()
     }
 
     fn host_event(
@@ -360,7 +500,6 @@ impl VirtioDevice for DiskBay {
         memory: &GuestMemoryMmap,
         queues: &mut Queues<'_>,
     ) -> Result<(), DeviceError> {
-        self.wakeup.clear();
         self.turn(memory, queues)
     }
 }

@@ -7,17 +7,22 @@
 //! without partition table parsers.
 //!
 //! `extent` allocates addresses, `bay` holds the files and is what the control
-//! side calls, `request` reads requests, `device` serves the queue. The bay is
+//! side calls, `request` reads requests, `device` serves the queue, `limiter` says
+//! which extent may go on, `storage` is what the host can do without data. The bay is
 //! shared between the control threads and the device's thread. Locks: the
-//! bay's table before a file's gate; nobody holds the table during I/O.
+//! bay's table before a file's gate; nobody holds the table during I/O. A file's
+//! limiter is the last.
 
 mod bay;
 mod device;
 mod extent;
+mod limiter;
 mod request;
+mod storage;
 #[cfg(test)]
 mod tests;
 
-pub use bay::{BayError, BayHandle, NamedExtent};
+pub use bay::{BayError, BayHandle, NamedExtent, VolumeOptions};
 pub use device::DiskBay;
 pub use extent::Extent;
+pub use limiter::{IoLimits, Rate};

@@ -4,6 +4,8 @@
     reason = "the numbers of these tests are small"
 )]
 
+mod volumes;
+
 use super::*;
 use crate::testing::{Buffer, Harness};
 use crate::{DeviceError, VirtioDevice};
@@ -324,7 +326,7 @@ fn without_flush_every_write_is_brought_to_storage() {
 }
 
 #[test]
-fn a_failing_flush_is_reported_and_tried_again() {
+fn a_failing_flush_is_reported_and_never_a_success_again() {
     // /dev/full's pages cannot be had as a bay's file; a pipe cannot be synced,
     // which is what a failing disk looks like here.
     let backing = super::bay::Backing::for_test({
@@ -333,7 +335,9 @@ fn a_failing_flush_is_reported_and_tried_again() {
     });
     backing.mark_dirty();
     assert!(backing.flush().is_err());
-    assert!(backing.flush().is_err(), "still dirty");
+    assert!(backing.flush().is_err(), "what was lost stays lost");
+    backing.mark_dirty();
+    assert!(backing.flush().is_err());
 }
 
 #[test]
@@ -405,7 +409,8 @@ fn detached_addresses_are_errors_and_go_to_the_next_file() {
         disk.bay.extents(),
         [NamedExtent {
             name: "b".to_owned(),
-            extent: kept
+            extent: kept,
+            read_only: true,
         }]
     );
     let extent = disk.bay.attach("c", file_with(&[3; 4096])).expect("attach");
