@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use vm_spec::proto::{
     AttachDiskRequest, AttachLogRequest, AttachShareRequest, Bay, BootRequest, BootResponse,
     DetachDiskRequest, DetachLogRequest, DetachShareRequest, DrainLogRequest, Extent,
-    FollowOutputRequest, LogStatus, PauseRequest, Request, Response, ResumeRequest, Share,
-    ShutdownRequest, StateRequest, StateResponse, VmExit, request::Call,
-    response::Result as Outcome,
+    FollowOutputRequest, IoLimits, LimitDiskRequest, LogStatus, PauseRequest, Request,
+    ResizeDiskRequest, Response, ResumeRequest, Share, ShutdownRequest, StateRequest,
+    StateResponse, VmExit, request::Call, response::Result as Outcome,
 };
 use wire::proto::Hello;
 use wire::{FdStream, WireError};
@@ -181,7 +181,30 @@ impl VmmClient {
         let request = AttachDiskRequest {
             name: name.to_owned(),
             bay: bay.into(),
+            ..AttachDiskRequest::default()
         };
+        self.attach(request, file)
+    }
+
+    /// Puts a file or block device into a bay of volumes. Unless it is to be
+    /// read-only it is open for reading and writing.
+    ///
+    /// # Errors
+    /// As [`Self::attach_disk`]; or if the VM has no such bay.
+    pub fn attach_volume(
+        &mut self,
+        request: AttachDiskRequest,
+        file: impl AsFd,
+    ) -> Result<Extent, ClientError> {
+        let bay = Bay::Volumes.into();
+        self.attach(AttachDiskRequest { bay, ..request }, file)
+    }
+
+    fn attach(
+        &mut self,
+        request: AttachDiskRequest,
+        file: impl AsFd,
+    ) -> Result<Extent, ClientError> {
         match self.call(Call::AttachDisk(request), &[file.as_fd()], CALL_TIMEOUT)? {
             Outcome::AttachDisk(response) => {
                 response.extent.ok_or(ClientError::Unexpected("AttachDisk"))
@@ -201,6 +224,37 @@ impl VmmClient {
         match self.call(Call::DetachDisk(request), &[], CALL_TIMEOUT)? {
             Outcome::DetachDisk(_) => Ok(()),
             _ => Err(ClientError::Unexpected("DetachDisk")),
+        }
+    }
+
+    /// Has a volume end where its file or device, which has grown, ends now.
+    ///
+    /// # Errors
+    /// If there is none of that name, or it has shrunk.
+    pub fn resize_disk(&mut self, name: &str) -> Result<Extent, ClientError> {
+        let request = ResizeDiskRequest {
+            name: name.to_owned(),
+        };
+        match self.call(Call::ResizeDisk(request), &[], CALL_TIMEOUT)? {
+            Outcome::ResizeDisk(response) => {
+                response.extent.ok_or(ClientError::Unexpected("ResizeDisk"))
+            }
+            _ => Err(ClientError::Unexpected("ResizeDisk")),
+        }
+    }
+
+    /// Changes what a volume may do.
+    ///
+    /// # Errors
+    /// If there is none of that name, or a rate is 0.
+    pub fn limit_disk(&mut self, name: &str, limits: IoLimits) -> Result<(), ClientError> {
+        let request = LimitDiskRequest {
+            name: name.to_owned(),
+            limits: Some(limits),
+        };
+        match self.call(Call::LimitDisk(request), &[], CALL_TIMEOUT)? {
+            Outcome::LimitDisk(_) => Ok(()),
+            _ => Err(ClientError::Unexpected("LimitDisk")),
         }
     }
 

@@ -12,6 +12,8 @@ const MAX_MEMORY_MIB: u64 = 4 << 20;
 pub const MAX_NICS: usize = 8;
 /// Most queue pairs of a network device.
 pub const MAX_QUEUE_PAIRS: u32 = 8;
+/// Most bays of volumes that a VM can have.
+pub const MAX_VOLUME_BAYS: u32 = 4;
 /// MTU of a network device in bytes: what IPv4 asks for to what a TAP can have.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_521;
 
@@ -46,6 +48,10 @@ pub fn check_boot(request: &BootRequest) -> Result<(), LimitError> {
     if request.nics.len() > MAX_NICS {
         let allowed = format!("at most {MAX_NICS} network devices");
         return refuse("nics", request.nics.len() as u64, allowed);
+    }
+    if request.volume_bays > MAX_VOLUME_BAYS {
+        let allowed = format!("at most {MAX_VOLUME_BAYS}");
+        return refuse("volume_bays", request.volume_bays.into(), allowed);
     }
     for (index, nic) in request.nics.iter().enumerate() {
         check_nic(nic)?;
@@ -147,6 +153,13 @@ mod tests {
                     ..sound()
                 },
                 "engine",
+            ),
+            (
+                BootRequest {
+                    volume_bays: 5,
+                    ..sound()
+                },
+                "volume_bays",
             ),
         ] {
             assert_eq!(check_boot(&request).unwrap_err().field, field);

@@ -25,6 +25,15 @@ const NIC_NAMES: [&str; vm_spec::MAX_NICS] = [
     "net0", "net1", "net2", "net3", "net4", "net5", "net6", "net7",
 ];
 
+/// Bays of volumes: their names, and those of their devices in the guest, which
+/// numbers block devices in the order in which it finds them.
+const VOLUME_BAYS: [(&str, &str); vm_spec::MAX_VOLUME_BAYS as usize] = [
+    ("blk-vol0", "vdc"),
+    ("blk-vol1", "vdd"),
+    ("blk-vol2", "vde"),
+    ("blk-vol3", "vdf"),
+];
+
 /// Why no machine can be made of a request.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BuildError {
@@ -84,6 +93,8 @@ pub(crate) struct BootFiles {
 pub(crate) struct Handles {
     pub(crate) read_only: BayHandle,
     pub(crate) writable: BayHandle,
+    /// Of volumes, with the names of their devices in the guest.
+    pub(crate) volumes: Vec<(&'static str, BayHandle)>,
     /// Of the virtio-fs device, if the request asked for one.
     pub(crate) shares: Option<FsHandle>,
     /// Of the NICs, in the request's order.
@@ -120,6 +131,15 @@ pub(crate) fn build(
         Box::new(vsock),
         Box::new(rng),
     ];
+    let mut volumes = Vec::new();
+    for (name, in_guest) in VOLUME_BAYS
+        .into_iter()
+        .take(usize::try_from(request.volume_bays).unwrap_or(usize::MAX))
+    {
+        let (device, handle) = DiskBay::for_volumes(name, "spherule-volumes");
+        devices.push(Box::new(device));
+        volumes.push((in_guest, handle));
+    }
     let mut shares = None;
     if request.shares {
         let (device, handle) =
@@ -147,6 +167,7 @@ pub(crate) fn build(
     let handles = Handles {
         read_only,
         writable,
+        volumes,
         shares,
         nics,
     };

@@ -10,14 +10,17 @@ use crate::engine::{self, RunningVm};
 use crate::kernel_log::KernelLog;
 use crate::logs::Logs;
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use virtio_devices::{BayError, BayHandle, FsHandle, ShareAccess, ShareError};
+use virtio_devices::{
+    BayError, BayHandle, FsHandle, IoLimits, Rate, ShareAccess, ShareError, VolumeOptions,
+};
 use vm_spec::proto::{
-    Bay, BootRequest, BootResponse, Extent, NicStatus, Share, StateResponse, VmExit, VmState,
-    vm_exit::Reason,
+    self, AttachDiskRequest, Bay, BootRequest, BootResponse, Extent, NicStatus, Share,
+    StateResponse, VmExit, VmState, vm_exit::Reason,
 };
 
 /// How long a shutdown waits for a call into the engine that hangs; then the end
@@ -45,6 +48,15 @@ pub(crate) enum CallError {
     /// The request names no bay.
     #[error("the request names no bay")]
     NoBay,
+    /// The boot request asked for no bay of volumes.
+    #[error("the VM was booted without a bay for volumes")]
+    NoVolumeBay,
+    /// What only volumes can be.
+    #[error("only volumes are read-only, have a serial number or limits")]
+    NotOfVolumes,
+    /// A rate or a burst is 0.
+    #[error("a rate limit and its burst must be at least 1")]
+    RateLimit,
     /// A share call failed.
     #[error(transparent)]
     Share(#[from] ShareError),
@@ -304,37 +316,76 @@ impl Lifecycle {
     /// Attaches a file to a bay.
     pub(crate) fn attach_disk(
         &self,
-        name: &str,
-        bay: Bay,
+        request: &AttachDiskRequest,
         file: File,
     ) -> Result<Extent, CallError> {
+        let name = request.name.as_str();
         if name.is_empty() || name.len() > 256 {
             return Err(CallError::DiskName);
         }
+        let options = VolumeOptions {
+            read_only: request.read_only,
+            serial: request.serial.clone(),
+            limits: limits(request.limits.as_ref())?,
+        };
         self.with_vm(|booted| {
             // A name is unique in the VM, not only in its bay.
-            if booted.extents().iter().any(|extent| extent.name == name) {
+            if booted.bay_of(name).is_some() {
                 return Err(BayError::NameTaken(name.to_owned()).into());
             }
-            let extent = booted.bay(bay)?.attach(name, file)?;
-            Ok(Extent {
-                name: name.to_owned(),
-                bay: bay.into(),
-                offset: extent.offset,
-                length: extent.length,
-            })
+            let bay = request.bay();
+            if bay == Bay::Volumes {
+                let (_, handle) = booted.emptiest().ok_or(CallError::NoVolumeBay)?;
+                handle.attach_volume(name, file, options)?;
+            } else if options != VolumeOptions::default() {
+                return Err(CallError::NotOfVolumes);
+            } else if bay == Bay::Unspecified {
+                return Err(CallError::NoBay);
+            } else {
+                let handles = &booted.handles;
+                let handle = match bay {
+                    Bay::ReadOnly => &handles.read_only,
+                    _ => &handles.writable,
+                };
+                handle.attach(name, file)?;
+            }
+            booted.extent(name)
         })
     }
 
     /// Detaches a file from whichever bay it is in.
     pub(crate) fn detach_disk(&self, name: &str) -> Result<(), CallError> {
-        self.with_vm(|booted| {
-            match booted.handles.read_only.detach(name) {
-                Err(BayError::NoSuchExtent(_)) => booted.handles.writable.detach(name)?,
-                other => other?,
-            }
-            Ok(())
-        })
+        self.with_bay_of(name, |bay| bay.detach(name))
+    }
+
+    /// Lets the guest have what a volume has grown by.
+    pub(crate) fn resize_disk(&self, name: &str) -> Result<Extent, CallError> {
+        self.with_bay_of(name, |bay| bay.resize(name).map(drop))?;
+        self.with_vm(|booted| booted.extent(name))
+    }
+
+    /// Changes what a disk may do.
+    pub(crate) fn limit_disk(
+        &self,
+        name: &str,
+        limited: Option<&proto::IoLimits>,
+    ) -> Result<(), CallError> {
+        let limits = limits(limited)?;
+        self.with_bay_of(name, |bay| bay.limit(name, limits))
+    }
+
+    /// Calls the bay that has the extent, without the machine's lock: it may wait
+    /// for a request that is being done.
+    fn with_bay_of<T>(
+        &self,
+        name: &str,
+        call: impl FnOnce(&BayHandle) -> Result<T, BayError>,
+    ) -> Result<T, CallError> {
+        let bay = self.with_vm(|booted| {
+            let found = booted.bay_of(name);
+            found.ok_or_else(|| BayError::NoSuchExtent(name.to_owned()).into())
+        })?;
+        Ok(call(&bay)?)
     }
 
     /// Shares a directory or file with the guest.
@@ -389,30 +440,78 @@ impl Booted {
         .collect()
     }
 
-    fn bay(&self, bay: Bay) -> Result<&BayHandle, CallError> {
-        match bay {
-            Bay::ReadOnly => Ok(&self.handles.read_only),
-            Bay::Writable => Ok(&self.handles.writable),
-            Bay::Unspecified => Err(CallError::NoBay),
-        }
+    /// All bays, with the devices that they are in the guest.
+    fn bays(&self) -> impl Iterator<Item = (Bay, &'static str, &BayHandle)> {
+        let Handles {
+            read_only,
+            writable,
+            volumes,
+            ..
+        } = &self.handles;
+        let fixed = [
+            (Bay::ReadOnly, "vda", read_only),
+            (Bay::Writable, "vdb", writable),
+        ];
+        let volumes = volumes.iter();
+        let volumes = volumes.map(|(device, handle)| (Bay::Volumes, *device, handle));
+        fixed.into_iter().chain(volumes)
+    }
+
+    /// The bay of volumes with the fewest, so that they do not wait for each other.
+    fn emptiest(&self) -> Option<&(&'static str, BayHandle)> {
+        let bays = self.handles.volumes.iter();
+        bays.min_by_key(|(_, handle)| handle.extents().len())
+    }
+
+    fn bay_of(&self, name: &str) -> Option<BayHandle> {
+        let mut bays = self.bays().map(|(_, _, handle)| handle);
+        let has = |handle: &&BayHandle| handle.extents().iter().any(|e| e.name == name);
+        bays.find(has).cloned()
+    }
+
+    fn extent(&self, name: &str) -> Result<Extent, CallError> {
+        let mut extents = self.extents().into_iter();
+        let found = extents.find(|extent| extent.name == name);
+        found.ok_or_else(|| BayError::NoSuchExtent(name.to_owned()).into())
     }
 
     fn extents(&self) -> Vec<Extent> {
-        let of = |handle: &BayHandle, bay: Bay| -> Vec<Extent> {
+        let of = |(bay, device, handle): (Bay, &str, &BayHandle)| {
             let extents = handle.extents().into_iter();
-            extents
-                .map(|named| Extent {
-                    name: named.name,
-                    bay: bay.into(),
-                    offset: named.extent.offset,
-                    length: named.extent.length,
-                })
-                .collect()
+            let extents = extents.map(|named| Extent {
+                name: named.name,
+                bay: bay.into(),
+                offset: named.extent.offset,
+                length: named.extent.length,
+                device: device.to_owned(),
+                read_only: named.read_only,
+            });
+            extents.collect::<Vec<_>>()
         };
-        let mut extents = of(&self.handles.read_only, Bay::ReadOnly);
-        extents.extend(of(&self.handles.writable, Bay::Writable));
-        extents
+        self.bays().flat_map(of).collect()
     }
+}
+
+/// What a request wants a disk to be held to.
+fn limits(wanted: Option<&proto::IoLimits>) -> Result<IoLimits, CallError> {
+    let rate = |limit: Option<&proto::RateLimit>| -> Result<Option<Rate>, CallError> {
+        limit
+            .map(|limit| {
+                let number = |n| NonZeroU64::new(n).ok_or(CallError::RateLimit);
+                Ok(Rate {
+                    per_second: number(limit.per_second)?,
+                    burst: number(limit.burst)?,
+                })
+            })
+            .transpose()
+    };
+    let Some(wanted) = wanted else {
+        return Ok(IoLimits::default());
+    };
+    Ok(IoLimits {
+        bytes: rate(wanted.bytes.as_ref())?,
+        operations: rate(wanted.operations.as_ref())?,
+    })
 }
 
 /// Finishes the kernel log and adds the panic that it tells of to how the guest

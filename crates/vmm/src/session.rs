@@ -15,8 +15,8 @@ use virtio_devices::{BayError, ShareError};
 use vm_spec::proto::{
     AttachDiskResponse, AttachLogResponse, AttachShareResponse, DetachDiskResponse,
     DetachLogResponse, DetachShareResponse, DrainLogResponse, FollowOutputRequest,
-    FollowOutputResponse, PauseResponse, Request, Response, ResumeResponse, ShutdownResponse,
-    request::Call, response::Result as Outcome,
+    FollowOutputResponse, LimitDiskResponse, PauseResponse, Request, ResizeDiskResponse, Response,
+    ResumeResponse, ShutdownResponse, request::Call, response::Result as Outcome,
 };
 use wire::proto::{Error, Hello, error::Code};
 use wire::{FdStream, WireError};
@@ -112,9 +112,7 @@ fn handle(
         }
         Call::AttachDisk(request) => {
             let [file] = files(fds, "the disk")?;
-            let extent = lifecycle
-                .attach_disk(&request.name, request.bay(), file)
-                .map_err(call_error)?;
+            let extent = lifecycle.attach_disk(&request, file).map_err(call_error)?;
             Outcome::AttachDisk(AttachDiskResponse {
                 extent: Some(extent),
             })
@@ -123,6 +121,20 @@ fn handle(
             no_files(fds)?;
             lifecycle.detach_disk(&request.name).map_err(call_error)?;
             Outcome::DetachDisk(DetachDiskResponse {})
+        }
+        Call::ResizeDisk(request) => {
+            no_files(fds)?;
+            let extent = lifecycle.resize_disk(&request.name).map_err(call_error)?;
+            Outcome::ResizeDisk(ResizeDiskResponse {
+                extent: Some(extent),
+            })
+        }
+        Call::LimitDisk(request) => {
+            no_files(fds)?;
+            lifecycle
+                .limit_disk(&request.name, request.limits.as_ref())
+                .map_err(call_error)?;
+            Outcome::LimitDisk(LimitDiskResponse {})
         }
         Call::AttachShare(request) => {
             let [root] = files(fds, "the directory or file to share")?;
@@ -304,7 +316,9 @@ fn call_error(error: CallError) -> Error {
         CallError::Bay(error) => (bay_code(error), "name", ""),
         CallError::Share(error) => (share_code(error), "share", ""),
         CallError::NoShares => (Code::FailedPrecondition, "share", ""),
-        CallError::NoBay => (Code::InvalidArgument, "bay", ""),
+        CallError::NoBay | CallError::NotOfVolumes => (Code::InvalidArgument, "bay", ""),
+        CallError::NoVolumeBay => (Code::FailedPrecondition, "bay", ""),
+        CallError::RateLimit => (Code::InvalidArgument, "limits", ""),
         CallError::DiskName => (Code::InvalidArgument, "name", ""),
     };
     Error {
@@ -319,7 +333,8 @@ fn bay_code(error: &BayError) -> Code {
     match error {
         BayError::NameTaken(_) => Code::AlreadyExists,
         BayError::NoSuchExtent(_) => Code::NotFound,
-        BayError::Full { .. } => Code::ResourceExhausted,
+        BayError::Full { .. } | BayError::NoTimer(_) => Code::ResourceExhausted,
+        BayError::Shrunk { .. } => Code::FailedPrecondition,
         BayError::Inspect { .. } => Code::Internal,
         _ => Code::InvalidArgument,
     }
