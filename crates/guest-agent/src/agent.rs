@@ -20,8 +20,9 @@ use crate::sys::process;
 use guest_api::proto::client_message::Call;
 use guest_api::proto::response::Result as Answer;
 use guest_api::proto::{
-    CreateContainerRequest, CreateContainerResponse, ListContainersResponse,
-    RemoveContainerResponse, ResizeTerminalRequest, ResizeTerminalResponse, Response,
+    AttachVolumeRequest, AttachVolumeResponse, CreateContainerRequest, CreateContainerResponse,
+    DetachVolumeResponse, ListContainersResponse, RemoveContainerResponse, ResizeTerminalRequest,
+    ResizeTerminalResponse, ResizeVolumeRequest, ResizeVolumeResponse, Response,
     SetupSandboxRequest, ShutdownResponse, SignalContainerRequest, SignalContainerResponse,
     StartContainerResponse, UpdateContainerRequest, UpdateContainerResponse, UpdateSandboxRequest,
     UpdateSandboxResponse,
@@ -103,6 +104,9 @@ impl Agent {
             Call::UpdateContainer(request) => self.update_container(&request).map(Some),
             Call::UpdateSandbox(request) => self.update_sandbox(&request).map(Some),
             Call::ResizeTerminal(request) => self.resize_terminal(&request).map(Some),
+            Call::AttachVolume(request) => self.attach_volume(&request).map(Some),
+            Call::DetachVolume(request) => self.detach_volume(&request.name).map(Some),
+            Call::ResizeVolume(request) => self.resize_volume(&request).map(Some),
         };
         match now {
             Ok(Some(answer)) => self.answer(caller, Ok(answer)),
@@ -132,6 +136,40 @@ impl Agent {
         let response = sandbox.response();
         self.sandbox = Some(sandbox);
         Ok(Answer::SetupSandbox(response))
+    }
+
+    fn attach_volume(&mut self, request: &AttachVolumeRequest) -> Result<Answer, AgentError> {
+        let sandbox = self.sandbox.as_mut().ok_or_else(not_set_up)?;
+        if sandbox.volumes.contains_key(&request.name) {
+            return Err(AgentError::Exists {
+                what: format!("the volume {}", request.name),
+            });
+        }
+        let volumes = &mut sandbox.block_volumes;
+        volumes.attach(request, &mut self.disks, &sandbox.users)?;
+        Ok(Answer::AttachVolume(AttachVolumeResponse {}))
+    }
+
+    fn detach_volume(&mut self, name: &str) -> Result<Answer, AgentError> {
+        let sandbox = self.sandbox.as_mut().ok_or_else(not_set_up)?;
+        // Not left to the kernel: it would let a file system go from here while a
+        // container still has it.
+        let mut containers = self.containers.iter();
+        if let Some((id, _)) = containers.find(|(_, c)| c.checked.has_volume(name)) {
+            return Err(AgentError::Precondition {
+                problem: format!("container {id} has the volume {name}"),
+                remedy: "remove the container first",
+            });
+        }
+        sandbox.block_volumes.detach(name, &mut self.disks)?;
+        Ok(Answer::DetachVolume(DetachVolumeResponse {}))
+    }
+
+    fn resize_volume(&mut self, request: &ResizeVolumeRequest) -> Result<Answer, AgentError> {
+        let sandbox = self.sandbox.as_mut().ok_or_else(not_set_up)?;
+        let volumes = &mut sandbox.block_volumes;
+        volumes.resize(&request.name, request.length, &self.disks)?;
+        Ok(Answer::ResizeVolume(ResizeVolumeResponse {}))
     }
 
     fn create_container(

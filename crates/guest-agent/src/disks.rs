@@ -36,8 +36,8 @@ impl Extent {
         if offset % 4096 != 0 {
             return bad("offset", "the offset must be a multiple of 4096");
         }
-        if length % 4096 != 0 || *length == 0 {
-            return bad("length", "the length must be a multiple of 4096, not 0");
+        if length % 512 != 0 || *length == 0 {
+            return bad("length", "the length must be a multiple of 512, not 0");
         }
         let (Ok(offset), Ok(length)) = (i64::try_from(*offset), i64::try_from(*length)) else {
             return bad("length", "the extent lies past what a disk can address");
@@ -64,6 +64,23 @@ impl Partition {
     /// Its block device.
     pub(crate) fn path(&self) -> String {
         format!("/dev/{}{}", self.device, self.number)
+    }
+}
+
+impl Extent {
+    /// Bytes.
+    pub(crate) fn length(&self) -> u64 {
+        self.length.unsigned_abs()
+    }
+
+    /// The same with another length.
+    pub(crate) fn resized(&self, length: u64) -> Result<Self, AgentError> {
+        let extent = DiskExtent {
+            device: self.device.clone(),
+            offset: self.offset.unsigned_abs(),
+            length,
+        };
+        Self::check(&extent, "extent")
     }
 }
 
@@ -133,6 +150,19 @@ impl Disks {
             device: device.clone(),
             number,
         })
+    }
+
+    /// Has a partition, which may be in use, cover all of `extent`.
+    pub(crate) fn resize_partition(
+        &self,
+        partition: &Partition,
+        extent: &Extent,
+    ) -> Result<(), AgentError> {
+        open_disk(&partition.device)
+            .and_then(|disk| {
+                block::resize_partition(disk, partition.number, extent.offset, extent.length)
+            })
+            .doing(|| format!("resizing {} to {} bytes", partition.path(), extent.length))
     }
 
     /// Deletes a partition that is not mounted any more; EBUSY for a moment

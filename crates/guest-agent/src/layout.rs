@@ -19,6 +19,12 @@ pub(crate) const LAYERS: &str = "/run/scratch/layers";
 pub(crate) const DISK_VOLUMES: &str = "/run/scratch/volumes";
 /// Volumes that are file systems in memory.
 pub(crate) const MEMORY_VOLUMES: &str = "/run/volumes";
+/// Mounted file systems of block volumes, by name.
+pub(crate) const BLOCK_VOLUMES: &str = "/run/block-volumes";
+/// Links to block volumes by their serial numbers, and the directory above.
+pub(crate) const DISKS_BY_ID: &str = "/dev/disk/by-id";
+/// See [`DISKS_BY_ID`].
+pub(crate) const DISKS: &str = "/dev/disk";
 /// The pod's /dev/shm.
 pub(crate) const SHM: &str = "/run/shm";
 /// The sandbox's virtio-fs device: what the host shares with the pod.

@@ -9,6 +9,7 @@
 //! both.
 
 mod agent;
+mod block_volumes;
 mod boot;
 mod cgroup;
 mod connection;

@@ -1,5 +1,6 @@
 //! SetupSandbox: what all containers of the pod share.
 
+use crate::block_volumes::BlockVolumes;
 use crate::disks::{Disks, Extent, Partition};
 use crate::error::{AgentError, Doing};
 use crate::fs_mount;
@@ -37,6 +38,7 @@ pub(crate) struct Sandbox {
     response: SetupSandboxResponse,
     /// Directories of the volumes, by name.
     pub(crate) volumes: Volumes,
+    pub(crate) block_volumes: BlockVolumes,
     pub(crate) users: Rc<Users>,
     /// Made when the first container wants it.
     pid_namespace: OnceCell<Rc<PidNamespace>>,
@@ -134,6 +136,7 @@ impl Sandbox {
             request: lasting(request),
             response,
             volumes,
+            block_volumes: BlockVolumes::default(),
             users: Rc::new(users),
             pid_namespace: OnceCell::new(),
         })

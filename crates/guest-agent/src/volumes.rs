@@ -63,7 +63,8 @@ pub(crate) fn check(volumes: &[Volume]) -> Result<(), AgentError> {
     Ok(())
 }
 
-fn is_dns_label(name: &str) -> bool {
+/// Whether a name can be a volume's, and so a directory's.
+pub(crate) fn is_dns_label(name: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(|b| *b != b'-');
     let bytes = name.as_bytes();
     bytes.len() <= 63

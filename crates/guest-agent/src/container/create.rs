@@ -14,6 +14,7 @@ use crate::pid_namespace::PidNamespace;
 use crate::sandbox::Sandbox;
 use crate::stream::Slots;
 use crate::sys::process;
+use guest_api::proto::Device;
 use nix::sched::CloneFlags;
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -63,8 +64,9 @@ fn prepare(
     let resources = checked.request.resources.clone().unwrap_or_default();
     let cgroup = leftovers.cgroup.insert(Cgroup::create(id, &resources)?);
     let cgroup_fd = cgroup.open()?;
+    let devices = find_devices(checked, sandbox)?;
     if !checked.request.privileged {
-        devices::forbid_writing(&checked.request.devices, cgroup_fd.as_fd())?;
+        devices::forbid_writing(&devices, cgroup_fd.as_fd())?;
     }
     let image = disks.use_image(&checked.image)?;
     leftovers.images.push(checked.image.clone());
@@ -77,6 +79,7 @@ fn prepare(
         layer: layer.clone(),
         users: Rc::clone(&sandbox.users),
         mounts,
+        devices,
         hosts: sandbox.has_hosts(),
         resolv_conf: sandbox.has_resolv_conf(),
     };
@@ -166,8 +169,8 @@ fn find_mounts(
     let mut sources = Vec::with_capacity(checked.mounts.len());
     for (i, (mount, wanted)) in mounts.enumerate() {
         sources.push(match wanted {
-            Wanted::Volume => match sandbox.volumes.get(&mount.volume) {
-                Some(directory) => Source::Volume(directory.clone()),
+            Wanted::Volume => match find_volume(sandbox, &mount.volume) {
+                Some(source) => source,
                 None => {
                     let problem = format!("the sandbox has no volume \"{}\"", mount.volume);
                     return Err(AgentError::invalid(format!("mounts[{i}].volume"), problem));
@@ -186,6 +189,30 @@ fn find_mounts(
         });
     }
     Ok(sources)
+}
+
+fn find_volume(sandbox: &Sandbox, name: &str) -> Option<Source> {
+    let directory = sandbox.volumes.get(name).cloned().map(Source::Volume);
+    directory.or_else(|| sandbox.block_volumes.directory(name).map(Source::Disk))
+}
+
+/// The requested devices, those of block volumes by the nodes that these have.
+fn find_devices(checked: &Checked, sandbox: &Sandbox) -> Result<Vec<Device>, AgentError> {
+    let devices = checked.request.devices.iter().enumerate();
+    let find = |(i, device): (usize, &Device)| {
+        let mut device = device.clone();
+        if device.volume.is_empty() {
+            return Ok(device);
+        }
+        let Some((path, read_only)) = sandbox.block_volumes.device(&device.volume) else {
+            let problem = format!("the sandbox has no block device \"{}\"", device.volume);
+            return Err(AgentError::invalid(format!("devices[{i}].volume"), problem));
+        };
+        device.path = path;
+        device.read_only |= read_only;
+        Ok(device)
+    };
+    devices.map(find).collect()
 }
 
 fn fork(

@@ -92,16 +92,21 @@ pub(crate) fn check(devices: &[Device]) -> Result<(), AgentError> {
     }
     for (i, device) in devices.iter().enumerate() {
         let field = format!("devices[{i}].path");
-        mounts::check_destination(&device.path, &field)?;
-        if !device.path.starts_with("/dev/") {
-            return Err(AgentError::invalid(field, "a device node is below /dev"));
+        if device.volume.is_empty() {
+            mounts::check_destination(&device.path, &field)?;
+            if !device.path.starts_with("/dev/") {
+                return Err(AgentError::invalid(field, "a device node is below /dev"));
+            }
+        } else if !device.path.is_empty() {
+            let problem = "stands beside a volume; name one of them";
+            return Err(AgentError::invalid(field, problem));
         }
         mounts::check_destination(&device.destination, &format!("devices[{i}].destination"))?;
     }
     Ok(())
 }
 
-/// The devices of a request as mounts of the guest's nodes.
+/// The devices of a container as mounts of the guest's nodes.
 pub(crate) fn plan(devices: &[Device]) -> Result<Vec<Planned>, AgentError> {
     let plan = |(i, device): (usize, &Device)| {
         let (node, _) = find(device, &format!("devices[{i}].path"))?;

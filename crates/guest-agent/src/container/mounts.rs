@@ -35,6 +35,8 @@ pub(crate) enum Wanted {
 pub(crate) enum Source {
     /// A volume's directory.
     Volume(String),
+    /// The file system of a block volume.
+    Disk(String),
     /// A mounted image.
     Image(String),
     /// In [`layout::SHARES`].
@@ -136,6 +138,11 @@ fn plan_one(
             let rooted = open_directory(directory)?;
             in_directory(&rooted, Escape::Refuse, Some(Missing::Directory), mount)
         }
+        Source::Disk(mount_point) => {
+            let rooted = open_directory(mount_point)?;
+            let missing = (!mount.read_only).then_some(Missing::Directory);
+            in_directory(&rooted, Escape::Refuse, missing, mount)
+        }
         Source::Image(mount_point) => {
             let rooted = open_directory(mount_point)?;
             in_directory(&rooted, Escape::Contain, None, mount)
@@ -231,13 +238,15 @@ fn bind(found: &OwnedFd, mount: &Mount, source: &Source, users: &Users) -> Resul
     if !mount.host_to_container {
         mount_attr::make_private(&bound, recursive)?;
     }
-    if matches!(source, Source::Image(_)) || mount.id_mapped {
+    // What is on a disk that others have, too, belongs to the containers' ids.
+    let mapped = matches!(source, Source::Image(_) | Source::Disk(_));
+    if mapped || mount.id_mapped {
         users.map(&bound, recursive)?;
     }
     let mut attributes = match source {
         Source::Volume(_) => Attr::empty(),
         // Device nodes of others name other devices here.
-        Source::Share => Attr::MOUNT_ATTR_NODEV,
+        Source::Share | Source::Disk(_) => Attr::MOUNT_ATTR_NODEV,
         Source::Image(_) => {
             Attr::MOUNT_ATTR_RDONLY | Attr::MOUNT_ATTR_NODEV | Attr::MOUNT_ATTR_NOSUID
         }

@@ -128,6 +128,7 @@ fn run_as(
         image: IMAGE.to_owned(),
         layer,
         mounts,
+        devices: checked.request.devices.clone(),
         hosts: false,
         resolv_conf: false,
     };
@@ -410,7 +411,7 @@ fn only_requested_devices_of_the_guest_are_there() {
         let device = |path: &str, destination: &str| Device {
             path: path.to_owned(),
             destination: destination.to_owned(),
-            read_only: false,
+            ..Device::default()
         };
         let mut request = shell("stat -c %t,%T /dev/x/y; cat /dev/x/y; ls /dev/kmsg");
         request.devices = vec![device("/dev/null", "/dev/x/y")];
@@ -438,8 +439,8 @@ fn a_read_only_device_is_not_written_even_by_root() {
         let cgroup = rustix::fs::open(&path, flags, Mode::empty()).unwrap();
         let device = |path: &str, read_only| Device {
             path: path.to_owned(),
-            destination: String::new(),
             read_only,
+            ..Device::default()
         };
         let wanted = [
             device("/dev/zero", true),

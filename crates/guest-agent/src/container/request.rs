@@ -29,6 +29,15 @@ pub(crate) struct Checked {
     pub(crate) pids: Pids,
 }
 
+impl Checked {
+    /// The container mounts the volume or has its device.
+    pub(crate) fn has_volume(&self, name: &str) -> bool {
+        let mut mounts = self.request.mounts.iter();
+        let mut devices = self.request.devices.iter();
+        mounts.any(|mount| mount.volume == name) || devices.any(|d| d.volume == name)
+    }
+}
+
 /// The PID namespace of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Pids {
@@ -350,7 +359,7 @@ mod tests {
             request.devices.push(Device {
                 path: path.to_owned(),
                 destination: destination.to_owned(),
-                read_only: false,
+                ..Device::default()
             });
             request
         };
@@ -359,6 +368,12 @@ mod tests {
         }
         assert_eq!(field(with("/dev/fuse", "/")), "devices[0].destination");
         check(with("/dev/fuse", "/dev/net/fuse")).unwrap();
+        let mut of_volume = with("", "/dev/xvda");
+        of_volume.devices[0].volume = "data".to_owned();
+        check(of_volume).unwrap();
+        let mut both = with("/dev/fuse", "/dev/xvda");
+        both.devices[0].volume = "data".to_owned();
+        assert_eq!(field(both), "devices[0].path");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::layout;
 use crate::rooted::{Escape, Missing, Rooted};
 use crate::sys::mount_attr;
 use crate::users::Users;
+use guest_api::proto::Device;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, chownat};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags as Attr, MountPropagationFlags, UnmountFlags};
@@ -30,6 +31,8 @@ pub(crate) struct Sources {
     pub(crate) layer: String,
     /// In the order of the request's mounts.
     pub(crate) mounts: Vec<Source>,
+    /// The request's devices, each with its path in the guest.
+    pub(crate) devices: Vec<Device>,
     pub(crate) users: Rc<Users>,
     /// The pod's /etc/hosts and /etc/resolv.conf are to be used.
     pub(crate) hosts: bool,
@@ -59,7 +62,7 @@ pub(crate) fn enter(checked: &Checked, sources: &Sources) -> Result<Root, AgentE
         &sources.mounts,
         &sources.users,
     )?);
-    planned.extend(devices::plan(&request.devices)?);
+    planned.extend(devices::plan(&sources.devices)?);
     // A mount on a directory must not hide one made below it before.
     planned.sort_by_key(|p| p.destination.split('/').filter(|c| !c.is_empty()).count());
     let shm = fs_mount::bind_path(layout::SHM).doing(|| "binding the pod's /dev/shm".into())?;

@@ -1,6 +1,8 @@
-//! Partitions made by hand on a virtio disk (the BLKPG ioctl).
+//! Partitions made by hand on a virtio disk (the BLKPG ioctl), and what grows with
+//! them.
 #![expect(unsafe_code, reason = "ioctl with pointers to our own structures")]
-// UNSAFETY: BLKPG passes a structure that points to a second one.
+// UNSAFETY: BLKPG passes a structure that points to a second one; rustix has none of
+// the others.
 
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd};
@@ -9,6 +11,15 @@ use std::os::fd::{AsFd, AsRawFd};
 const BLKPG: libc::Ioctl = 0x1269;
 const BLKPG_ADD_PARTITION: libc::c_int = 1;
 const BLKPG_DEL_PARTITION: libc::c_int = 2;
+const BLKPG_RESIZE_PARTITION: libc::c_int = 3;
+/// linux/fs.h
+const BLKROSET: libc::Ioctl = 0x125d;
+/// linux/ext4.h: `_IOW('f', 16, __u64)`
+const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
+/// xfs_fs.h: `_IOR('X', 100, struct xfs_fsop_geom_v1)`
+const XFS_IOC_FSGEOMETRY_V1: libc::Ioctl = 0x8070_5864;
+/// xfs_fs.h: `_IOW('X', 110, struct xfs_growfs_data)`
+const XFS_IOC_FSGROWFSDATA: libc::Ioctl = 0x4010_586e;
 
 #[repr(C)]
 struct BlkpgArg {
@@ -40,6 +51,64 @@ pub(crate) fn add_partition(
 /// Deletes partition `number`; EBUSY while anything has it open or mounted.
 pub(crate) fn delete_partition(disk: impl AsFd, number: u8) -> Result<(), Errno> {
     blkpg(disk, BLKPG_DEL_PARTITION, number, 0, 0)
+}
+
+/// Has partition `number`, which begins at byte `start`, have `length` bytes; it may
+/// be in use.
+pub(crate) fn resize_partition(
+    disk: impl AsFd,
+    number: u8,
+    start: i64,
+    length: i64,
+) -> Result<(), Errno> {
+    blkpg(disk, BLKPG_RESIZE_PARTITION, number, start, length)
+}
+
+/// Marks a block device as one that is not written.
+pub(crate) fn set_read_only(device: impl AsFd) -> Result<(), Errno> {
+    let mut yes: libc::c_int = 1;
+    // SAFETY: the kernel reads an int at the address, which lives through the call.
+    unsafe { ioctl(device, BLKROSET, &raw mut yes) }
+}
+
+/// Grows a mounted ext4 file system to `blocks`; `top` is its directory.
+pub(crate) fn grow_ext4(top: impl AsFd, blocks: u64) -> Result<(), Errno> {
+    let mut blocks = blocks;
+    // SAFETY: the kernel reads a 64-bit number at the address, which lives through
+    // the call.
+    unsafe { ioctl(top, EXT4_IOC_RESIZE_FS, &raw mut blocks) }
+}
+
+/// Grows a mounted XFS file system to `length` bytes; `top` is its directory.
+pub(crate) fn grow_xfs(top: impl AsFd, length: u64) -> Result<(), Errno> {
+    /// struct xfs_fsop_geom_v1: block size first, imaxpct eighth of its words.
+    #[repr(C, align(8))]
+    struct Geometry([u32; 28]);
+    #[repr(C)]
+    struct Growth {
+        blocks: u64,
+        imaxpct: u32,
+    }
+    let mut geometry = Geometry([0; 28]);
+    // SAFETY: the kernel writes the 112 bytes that the call's number names, which
+    // the structure has.
+    unsafe { ioctl(&top, XFS_IOC_FSGEOMETRY_V1, &raw mut geometry)? };
+    let block = u64::from(geometry.0[0].max(1));
+    let mut growth = Growth {
+        blocks: length / block,
+        imaxpct: geometry.0[7],
+    };
+    // SAFETY: the kernel reads the 16 bytes that the call's number names, which the
+    // structure has.
+    unsafe { ioctl(&top, XFS_IOC_FSGROWFSDATA, &raw mut growth) }
+}
+
+/// # Safety
+/// `argument` points to what the kernel reads or writes for `request`.
+unsafe fn ioctl<T>(file: impl AsFd, request: libc::Ioctl, argument: *mut T) -> Result<(), Errno> {
+    // SAFETY: the caller's.
+    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), request, argument) };
+    super::check(result.into()).map(drop)
 }
 
 fn blkpg(
