@@ -7,6 +7,7 @@ use libtest_mimic::{Arguments, Trial};
 use spherule_tests::{lacking, machine, short};
 use std::process::ExitCode;
 
+mod block_volumes;
 mod command_line;
 mod containers;
 mod crash;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         trials("pods", pods::TESTS, no_engine),
         trials("containers", containers::TESTS, no_engine),
         trials("volumes", volumes::TESTS, no_engine),
+        trials("block_volumes", block_volumes::TESTS, no_engine),
         trials("objects", objects::TESTS, no_engine),
         trials("host_paths", host_paths::TESTS, no_engine),
         trials("lifecycle", lifecycle::TESTS, no_engine),

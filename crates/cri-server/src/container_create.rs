@@ -37,7 +37,8 @@ pub(crate) async fn create_container(
     let image = find_image(server, &config).await?;
     name_mounted(server, &mut config).await?;
     let target = |id: &str| target(server, &sandbox, id);
-    let (mut spec, profile) = convert(&config, &sandbox, &image, &log_directory, target)?;
+    let blocks = mounts::host_blocks(&config.devices).await?;
+    let (mut spec, profile) = convert(&config, &sandbox, &image, &log_directory, &blocks, target)?;
     spec.process.seccomp = seccomp::program(profile, &spec.process.capabilities).await?;
     let container_id = make(server, sandbox.id(), spec).await?;
     Ok(CreateContainerResponse { container_id })
@@ -125,6 +126,7 @@ fn convert(
     sandbox: &CriSandbox,
     image: &Image,
     log_directory: &str,
+    host_blocks: &[bool],
     target: impl FnOnce(&str) -> Result<String, CriError>,
 ) -> Result<(ContainerSpec, Seccomp), CriError> {
     let metadata = metadata(config)?;
@@ -165,7 +167,7 @@ fn convert(
         paths: context
             .map(|context| security::paths(SECURITY, &context))
             .transpose()?,
-        devices: mounts::devices(&config.devices)?,
+        devices: mounts::devices(&config.devices, host_blocks)?,
         caller_data: keep_container(config, &name, &reference),
     };
     Ok((spec, profile))

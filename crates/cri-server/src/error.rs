@@ -103,9 +103,9 @@ fn sandbox_code(error: &SandboxError) -> Code {
         | SandboxError::NoSuchContainer(_)
         | SandboxError::Image { .. } => Code::NotFound,
         SandboxError::Exists { .. } => Code::AlreadyExists,
-        SandboxError::WrongState { .. } | SandboxError::RunDirTooLong { .. } => {
-            Code::FailedPrecondition
-        }
+        SandboxError::WrongState { .. }
+        | SandboxError::RunDirTooLong { .. }
+        | SandboxError::Volume { .. } => Code::FailedPrecondition,
         SandboxError::Cancelled(_) => Code::Cancelled,
         SandboxError::AgentTimeout { .. } | SandboxError::ExecTimeout { .. } => {
             Code::DeadlineExceeded

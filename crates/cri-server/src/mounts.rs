@@ -6,7 +6,7 @@
 use crate::error::CriError;
 use crate::namespaces;
 use cri_api::v1::{Device, Mount, MountPropagation};
-use sandbox::{DeviceSpec, HostMount, MountSource, MountSpec, UserNamespace};
+use sandbox::{DeviceOf, DeviceSpec, HostMount, MountSource, MountSpec, UserNamespace};
 use std::path::{Component, Path, PathBuf};
 
 fn field(index: usize, name: &str) -> String {
@@ -168,20 +168,40 @@ fn check_recursive(
     ))
 }
 
-/// The devices of a container: nodes of the guest.
-pub(crate) fn devices(devices: &[Device]) -> Result<Vec<DeviceSpec>, CriError> {
-    let numbered = devices.iter().enumerate();
+/// Which of these devices are block devices of the host: their paths, as a kubelet
+/// gives them, are links to what a volume's driver has made.
+pub(crate) async fn host_blocks(devices: &[Device]) -> Result<Vec<bool>, CriError> {
+    let paths: Vec<PathBuf> = devices
+        .iter()
+        .map(|d| PathBuf::from(&d.host_path))
+        .collect();
+    let look = move || {
+        paths
+            .iter()
+            .map(|path| sandbox::is_block_device(path))
+            .collect()
+    };
+    let looked = tokio::task::spawn_blocking(look).await;
+    looked.map_err(|_| CriError::TaskDied("the devices of a container".into()))
+}
+
+/// The devices of a container: block devices of the host, others of the guest.
+pub(crate) fn devices(
+    devices: &[Device],
+    host_blocks: &[bool],
+) -> Result<Vec<DeviceSpec>, CriError> {
+    let numbered = devices.iter().zip(host_blocks).enumerate();
     numbered
-        .map(|(index, device)| self::device(index, device))
+        .map(|(index, (device, host))| self::device(index, device, *host))
         .collect()
 }
 
-fn device(index: usize, device: &Device) -> Result<DeviceSpec, CriError> {
+fn device(index: usize, device: &Device, host_block: bool) -> Result<DeviceSpec, CriError> {
     let field = |name: &str| format!("config.devices[{index}].{name}");
     absolute(&field("host_path"), &device.host_path)?;
-    if !device.host_path.starts_with("/dev/") {
+    if !host_block && !device.host_path.starts_with("/dev/") {
         let message = format!(
-            "{:?} must be a device of the guest, below /dev",
+            "{:?} must be a block device of the node, or a device of the guest, below /dev",
             device.host_path
         );
         return Err(CriError::invalid(field("host_path"), message));
@@ -197,6 +217,10 @@ fn device(index: usize, device: &Device) -> Result<DeviceSpec, CriError> {
         return Err(CriError::invalid(field("permissions"), message));
     }
     Ok(DeviceSpec {
+        of: match host_block {
+            true => DeviceOf::Host,
+            false => DeviceOf::Guest,
+        },
         path: device.host_path.clone(),
         destination: destination.to_owned(),
         read_only: !letters.is_empty() && !letters.contains('w'),
@@ -373,13 +397,17 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_the_guests() {
-        let device = |host: &str, container: &str, permissions: &str| {
-            devices(&[Device {
+    fn devices_are_the_guests_or_blocks_of_the_host() {
+        let of = |host: &str, container: &str, permissions: &str, block: bool| {
+            let device = Device {
                 host_path: host.into(),
                 container_path: container.into(),
                 permissions: permissions.into(),
-            }])
+            };
+            devices(&[device], &[block])
+        };
+        let device = |host: &str, container: &str, permissions: &str| {
+            of(host, container, permissions, false)
         };
         let got = device("/dev/fuse", "", "r").unwrap();
         assert_eq!(
@@ -395,6 +423,9 @@ mod tests {
         ] {
             assert!(device(host, container, permissions).is_err(), "{host}");
         }
+        let block = of("/var/lib/kubelet/x", "/dev/xvda", "r", true).unwrap();
+        assert!(block[0].of == DeviceOf::Host && block[0].read_only);
+        assert!(of("/var/../x", "/dev/xvda", "r", true).is_err());
     }
 
     proptest! {

@@ -138,6 +138,9 @@ pub(crate) fn convert(
         shm_size: 0,
         volumes: Vec::new(),
         shares: true,
+        // Which devices its containers will have is not known yet.
+        block_volumes: Vec::new(),
+        volume_bays: 1,
         dns: dns::dns(config.dns_config.as_ref())?,
         resources: ResourceSpec::default(),
         caller_data: keep_sandbox(config, handler),

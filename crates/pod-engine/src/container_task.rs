@@ -11,7 +11,7 @@ use crate::pod_task::Task;
 use crate::record::Pod;
 use crate::state::{self, CODE_NOT_STARTED, Ended, Slot};
 use crate::{mounts, plan};
-use sandbox::{ContainerState, MountSpec, SandboxError};
+use sandbox::{ContainerState, DeviceSpec, MountSpec, PathVolume, SandboxError};
 use std::collections::{BTreeMap, HashMap};
 use tokio::task::JoinHandle;
 
@@ -75,8 +75,12 @@ pub(crate) async fn start(
         (Err(missing), _) | (_, Err(missing)) => return held_up(task, slot, &missing),
     };
     let pod = task.entry.pod();
-    let referred = configure(task, &pod, wanted, &volumes);
-    let (vars, mounts) = match referred {
+    let disks = match task.inner.sandboxes.sandbox(sandbox_id) {
+        Ok(sandbox) => sandbox.spec.block_volumes,
+        Err(error) => return not_started(task, slot, "CreateContainerError", &error, None).await,
+    };
+    let referred = configure(task, &pod, wanted, &volumes, &disks);
+    let (vars, mounts, devices) = match referred {
         Ok(referred) => referred,
         Err(missing) => return held_up(task, slot, &missing),
     };
@@ -87,6 +91,7 @@ pub(crate) async fn start(
         image: &image,
         vars: &vars,
         mounts,
+        devices,
         pod_name: &pod.name,
         log_dir: &task.entry.log_dir,
     };
@@ -161,13 +166,14 @@ async fn image_volumes(
     Ok(ids)
 }
 
-/// The container's variables and mounts, which refer to objects.
+/// The container's variables, mounts and devices, which refer to objects.
 fn configure(
     task: &Task,
     pod: &Pod,
     wanted: &Container,
     images: &BTreeMap<String, String>,
-) -> Result<(Vars, Vec<MountSpec>), Missing> {
+    disks: &[PathVolume],
+) -> Result<(Vars, Vec<MountSpec>, Vec<DeviceSpec>), Missing> {
     let missing = |message| Missing {
         reason: CONFIG_ERROR,
         message,
@@ -176,14 +182,17 @@ fn configure(
     let objects = &task.inner.objects;
     let env = env::Sources { facts, objects };
     let vars = env.vars(wanted).map_err(|error| missing(chain(&error)))?;
-    let mounts = mounts::Sources {
+    let sources = mounts::Sources {
         facts,
         volumes: &task.inner.volumes,
         objects,
         images,
+        disks,
     };
-    let mounts = mounts.mounts(wanted, &vars);
-    Ok((vars, mounts.map_err(|error| missing(chain(&error)))?))
+    let failed = |error| missing(chain(&error));
+    let mounts = sources.mounts(wanted, &vars).map_err(failed)?;
+    let devices = sources.devices(wanted).map_err(failed)?;
+    Ok((vars, mounts, devices))
 }
 
 /// An image: what was fetched while the VM booted, the first time.

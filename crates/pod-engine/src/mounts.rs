@@ -9,7 +9,9 @@ use crate::manifest::{
 use crate::objects::Objects;
 use crate::plan;
 use crate::volumes::{NotMounted, Volumes};
-use sandbox::{HostMount, MountSource, MountSpec};
+use sandbox::{
+    BlockVolumeSpec, DeviceOf, DeviceSpec, HostMount, MountSource, MountSpec, PathVolume, ShownAs,
+};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -18,6 +20,10 @@ use std::collections::BTreeMap;
 pub(crate) enum MountError {
     #[error("volume {volume:?} cannot be mounted")]
     Volume { volume: String, source: NotMounted },
+    #[error("volume {0:?} has the volumeMode Block: containers have it by volumeDevices")]
+    IsDevice(String),
+    #[error("volume {0:?} has the volumeMode Filesystem: containers have it by volumeMounts")]
+    IsFileSystem(String),
     #[error("subPathExpr {expression:?}: the container has no variable {name:?}")]
     NoVariable { expression: String, name: String },
     #[error(
@@ -33,6 +39,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) objects: &'a Objects,
     /// The ids of image volumes' images, by reference.
     pub(crate) images: &'a BTreeMap<String, String>,
+    /// Volumes that the VM has as disks.
+    pub(crate) disks: &'a [PathVolume],
 }
 
 impl Sources<'_> {
@@ -52,12 +60,45 @@ impl Sources<'_> {
             .collect()
     }
 
+    /// The block devices of `container`.
+    pub(crate) fn devices(&self, container: &Container) -> Result<Vec<DeviceSpec>, MountError> {
+        let devices = container.volume_devices.iter().map(|device| {
+            let name = &device.name;
+            match self.disk(name) {
+                Some(disk) if disk.shown_as == ShownAs::Device => Ok(DeviceSpec {
+                    of: DeviceOf::Volume,
+                    path: name.clone(),
+                    destination: device.device_path.clone(),
+                    read_only: disk.read_only,
+                }),
+                _ => Err(MountError::IsFileSystem(name.clone())),
+            }
+        });
+        devices.collect()
+    }
+
+    fn disk(&self, name: &str) -> Option<&BlockVolumeSpec> {
+        let mut disks = self.disks.iter().map(|disk| &disk.volume);
+        disks.find(|disk| disk.name == name)
+    }
+
     fn one(
         &self,
         mount: &VolumeMount,
         volume: &Volume,
         vars: &Vars,
     ) -> Result<MountSpec, MountError> {
+        if let Some(disk) = self.disk(&volume.name) {
+            if disk.shown_as == ShownAs::Device {
+                return Err(MountError::IsDevice(volume.name.clone()));
+            }
+            return Ok(MountSpec {
+                source: MountSource::Volume(volume.name.clone()),
+                sub_path: sub_path(mount, vars)?,
+                destination: mount.mount_path.clone(),
+                read_only: mount.read_only || disk.read_only,
+            });
+        }
         let on_host = self.volumes.on_host(volume, &self.facts, self.objects);
         let on_host = on_host.map_err(|source| MountError::Volume {
             volume: volume.name.clone(),

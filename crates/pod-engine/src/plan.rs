@@ -9,8 +9,8 @@ use crate::record::PodRecord;
 use crate::sizing::{self, Defaults, VmSize};
 use crate::volumes::fs_group;
 use sandbox::{
-    ContainerSpec, Engine, IdRange, Medium, MountSpec, PidNamespace, ResourceSpec, SandboxSpec,
-    UserNamespace, VolumeSpec,
+    ContainerSpec, DeviceSpec, Engine, IdRange, MAX_VOLUME_BAYS, Medium, MountSpec, PathVolume,
+    PidNamespace, ResourceSpec, SandboxSpec, UserNamespace, VolumeSpec,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,8 @@ pub(crate) fn hostname(manifest: &Manifest, name: &str) -> String {
     cut.trim_end_matches(['-', '.']).to_owned()
 }
 
-/// The sandbox with id `id`, the pod's `attempt`th.
+/// The sandbox with id `id`, the pod's `attempt`th, whose VM has `disks`.
+#[expect(clippy::too_many_arguments, reason = "all of it makes the one struct")]
 pub(crate) fn sandbox(
     manifest: &Manifest,
     record: &PodRecord,
@@ -37,7 +38,10 @@ pub(crate) fn sandbox(
     size: VmSize,
     engine: Option<Engine>,
     with_network: bool,
+    disks: Vec<PathVolume>,
 ) -> SandboxSpec {
+    let is_disk = |volume: &Volume| disks.iter().any(|disk| disk.volume.name == volume.name);
+    let mut volumes_on_host = manifest.spec.volumes.iter().filter(|v| is_on_host(v));
     let pod = &record.pod;
     let hostname = hostname(manifest, &pod.name);
     SandboxSpec {
@@ -60,7 +64,12 @@ pub(crate) fn sandbox(
         sysctls: BTreeMap::new(),
         shm_size: 0,
         volumes: volumes(manifest),
-        shares: manifest.spec.volumes.iter().any(is_on_host),
+        shares: volumes_on_host.any(|volume| !is_disk(volume)),
+        // One each, as far as there are so many.
+        volume_bays: u32::try_from(disks.len())
+            .unwrap_or(MAX_VOLUME_BAYS)
+            .min(MAX_VOLUME_BAYS),
+        block_volumes: disks,
         dns: network::dns(manifest),
         resources: ResourceSpec::default(),
         caller_data: String::new(),
@@ -124,6 +133,7 @@ pub(crate) struct Parts<'a> {
     /// Its own variables.
     pub(crate) vars: &'a Vars,
     pub(crate) mounts: Vec<MountSpec>,
+    pub(crate) devices: Vec<DeviceSpec>,
     pub(crate) pod_name: &'a str,
     pub(crate) log_dir: &'a Path,
 }
@@ -154,7 +164,7 @@ pub(crate) fn container(
         stop_signal: image.stop_signal,
         pid_namespace: PidNamespace::Default,
         paths: None,
-        devices: Vec::new(),
+        devices: parts.devices,
         caller_data: String::new(),
     })
 }

@@ -12,7 +12,7 @@ use crate::error::{EngineError, chain};
 use crate::record::{ContainerState, PodRecord, Wanted};
 use crate::state::{self, Next, Rules, Slot};
 use crate::{observe, plan};
-use sandbox::{Event, NotReadyReason, Sandbox, SandboxError, SandboxState};
+use sandbox::{Event, NotReadyReason, PathVolume, Sandbox, SandboxError, SandboxState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -150,13 +150,20 @@ impl Task {
         match state::next(&record, ready, now_ns()) {
             Next::Finish(phase) => self.finish(phase, "", ""),
             // One that is being made has its volumes.
-            Next::Sandbox => match self.sandbox().is_some() || self.mount_volumes().await? {
-                true => self.run_sandbox(images).await,
-                false => {
+            Next::Sandbox => {
+                let disks = match self.sandbox() {
+                    Some(_) => Some(Vec::new()),
+                    None => self.mount_volumes().await?,
+                };
+                let made = match disks {
+                    Some(disks) => self.run_sandbox(images, disks).await?,
+                    None => false,
+                };
+                if !made {
                     heard.object_or_time().await;
-                    Ok(())
                 }
-            },
+                Ok(())
+            }
             Next::Start(slot) => {
                 let id = record.sandbox_id.unwrap_or_default();
                 container_task::start(self, slot, &id, images).await
@@ -168,21 +175,29 @@ impl Task {
         }
     }
 
-    /// Makes the volumes that the host holds; `false` where one has to wait.
-    async fn mount_volumes(&self) -> Result<bool, EngineError> {
+    /// Makes the volumes that the host holds, and says which are disks of the VM;
+    /// `None` where one has to wait.
+    async fn mount_volumes(&self) -> Result<Option<Vec<PathVolume>>, EngineError> {
         let (inner, entry) = (Arc::clone(&self.inner), Arc::clone(&self.entry));
         let mounted = blocking(move || Ok(inner.mount_volumes(&entry))).await?;
+        match mounted {
+            Ok(disks) => Ok(Some(disks)),
+            Err(message) => self.set_mount_failure(Some(message)).map(|()| None),
+        }
+    }
+
+    /// Says why a volume cannot be had now, or that all can.
+    fn set_mount_failure(&self, message: Option<String>) -> Result<(), EngineError> {
         self.update(|record| {
             let pod = &mut record.pod;
-            if let Err(message) = &mounted {
+            if let Some(message) = message {
                 pod.reason = FAILED_MOUNT.to_owned();
-                pod.message.clone_from(message);
+                pod.message = message;
             } else if pod.reason == FAILED_MOUNT {
                 pod.reason.clear();
                 pod.message.clear();
             }
-        })?;
-        Ok(mounted.is_ok())
+        })
     }
 
     /// Has volumes show what their objects are now. What cannot be written is
@@ -260,8 +275,13 @@ impl Task {
         })
     }
 
-    /// Makes the pod's next sandbox; the images are fetched at the same time.
-    async fn run_sandbox(&self, images: &mut Prefetched) -> Result<(), EngineError> {
+    /// Makes the pod's next sandbox with these disks; the images are fetched at the
+    /// same time. `false` where a disk has to wait.
+    async fn run_sandbox(
+        &self,
+        images: &mut Prefetched,
+        disks: Vec<PathVolume>,
+    ) -> Result<bool, EngineError> {
         let before = self.entry.record.get();
         container_task::prefetch(self, images);
         // A sandbox of this id may be left from a daemon that ended while making
@@ -285,16 +305,25 @@ impl Task {
             self.entry.size,
             before.pod.engine,
             self.inner.config.network,
+            disks,
         );
         match self.inner.sandboxes.run_sandbox(spec).await {
-            Ok(sandbox) => self.update(|record| observe::sandbox(record, &sandbox)),
+            Ok(sandbox) => {
+                self.set_mount_failure(None)?;
+                self.update(|record| observe::sandbox(record, &sandbox))?;
+            }
+            // In use, or not what it should be: a volume as others that have to wait.
+            Err(error @ SandboxError::Volume { .. }) => {
+                self.set_mount_failure(Some(chain(&error)))?;
+                return Ok(false);
+            }
             // Begun in a round that was dropped: its state is looked at.
             Err(SandboxError::Exists { .. }) => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                Ok(())
             }
-            Err(error) => self.sandbox_failed(&error),
+            Err(error) => self.sandbox_failed(&error)?,
         }
+        Ok(true)
     }
 
     /// The first sandbox has the pod's id.

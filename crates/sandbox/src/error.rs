@@ -126,6 +126,14 @@ pub enum SandboxError {
         /// What the system said.
         source: io::Error,
     },
+    /// A block volume cannot be had now.
+    #[error("the volume {volume}: {problem}")]
+    Volume {
+        /// Its name.
+        volume: String,
+        /// Why, and what to do about it.
+        problem: String,
+    },
     /// The scratch disk's file system could not be made.
     #[error("mkfs.ext4 could not make the scratch disk {path}: {message}")]
     Mkfs {

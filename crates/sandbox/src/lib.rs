@@ -14,6 +14,8 @@
 //! | [`Sandboxes::exec`], [`Sandboxes::exec_sync`] | runs a command in a container |
 //! | [`Sandboxes::reopen_log`] | goes on in a new log file |
 //! | [`Sandboxes::update_container`], [`Sandboxes::update_sandbox`] | changes limits while it runs |
+//! | [`Sandboxes::attach_volume`], [`Sandboxes::detach_volume`] | block volumes, while it runs |
+//! | [`Sandboxes::resize_volume`], [`Sandboxes::limit_volume`] | changes a block volume in use |
 //! | [`Sandboxes::stats`], [`Sandboxes::container_stats`] | figures of the guest and of its VM |
 //! | [`Sandboxes::stop_sandbox`] | ends the VM, gives its addresses back; logs and records stay |
 //! | [`Sandboxes::network_status`] | what is missing for pods to have a network |
@@ -63,6 +65,7 @@ mod update;
 pub mod usage;
 mod vm_plan;
 mod vmm;
+mod volumes;
 mod watch;
 
 pub use attach::AttachSpec;
@@ -71,19 +74,23 @@ pub use error::{SandboxError, chain};
 pub use events::{Change, Event};
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecResult, ExecSession, ExecSpec, TerminalSize};
 pub use record::{
-    Container, ContainerState, Exit, NotReadyReason, Sandbox, SandboxState, Stage, Step, UserIds,
-    VmmId, stages,
+    BlockVolume, Container, ContainerState, DiskId, Exit, NotReadyReason, Sandbox, SandboxState,
+    Stage, Step, UserIds, VmmId, VolumeState, stages,
 };
 pub use spec::{
-    ContainerSpec, DeviceSpec, DnsSpec, Engine, HostAlias, HostMount, IdRange, Medium, MountSource,
-    MountSpec, NetworkSpec, PathRules, PidNamespace, ProcessSpec, ResourceSpec, RlimitSpec,
-    SandboxSpec, UserNamespace, VolumeSpec,
+    BlockVolumeSpec, ContainerSpec, DeviceOf, DeviceSpec, DiskPath, DnsSpec, Engine, FileSystem,
+    HostAlias, HostMount, IdRange, IoLimits, Medium, MountSource, MountSpec, NetworkSpec,
+    PathRules, PathVolume, PidNamespace, ProcessSpec, RateLimit, ResourceSpec, RlimitSpec,
+    SandboxSpec, ShownAs, UserNamespace, VolumeSpec,
 };
+
+pub use volumes::{VolumeSource, is_block_device};
 
 pub use stats::{ContainerStats, GuestTotals, SandboxStats};
 /// What kind of fault the guest's agent says it is.
 pub use vm_launcher::Code as GuestCode;
 pub use vm_launcher::HostUsage;
+pub use vm_spec::MAX_VOLUME_BAYS;
 
 use events::EventHub;
 use image_store::ImageStore;
@@ -453,6 +460,79 @@ impl Sandboxes {
             id,
             async move { update::sandbox(&inner, &entry, limits).await },
         )
+        .await
+    }
+
+    /// Attaches a block volume to a sandbox that runs: this, with
+    /// [`Self::detach_volume`] and [`Self::resize_volume`], is what a CSI driver's node
+    /// service needs of a runtime. Of one that is attached in the same way already:
+    /// success. If it fails nothing of it stays.
+    ///
+    /// # Errors
+    /// [`SandboxError::Invalid`] if it can be none; [`SandboxError::Volume`] if the
+    /// host's file or device is in use, or holds something else than it should.
+    pub async fn attach_volume(
+        &self,
+        sandbox_id: &str,
+        volume: BlockVolumeSpec,
+        source: VolumeSource,
+    ) -> Result<(), SandboxError> {
+        let entry = self.inner.registry.get(sandbox_id)?;
+        let inner = Arc::clone(&self.inner);
+        detached(sandbox_id, async move {
+            let live = volumes::ready(&entry)?;
+            volumes::attach(&inner, &entry, &live, volume, source).await
+        })
+        .await
+    }
+
+    /// Detaches a block volume that no container has; what was written to it is with
+    /// the host then. Of an unknown one: success.
+    ///
+    /// # Errors
+    /// [`SandboxError::Volume`] if a container has it.
+    pub async fn detach_volume(&self, sandbox_id: &str, name: &str) -> Result<(), SandboxError> {
+        let entry = self.inner.registry.get(sandbox_id)?;
+        let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
+        detached(sandbox_id, async move {
+            let live = volumes::ready(&entry)?;
+            volumes::detach(&inner, &entry, &live, &name).await
+        })
+        .await
+    }
+
+    /// Lets the guest have what a block volume's file or device has grown by, its file
+    /// system included. Returns the volume's bytes.
+    ///
+    /// # Errors
+    /// [`SandboxError::Volume`] if there is none of that name; [`SandboxError::Vmm`] if
+    /// it has shrunk.
+    pub async fn resize_volume(&self, sandbox_id: &str, name: &str) -> Result<u64, SandboxError> {
+        let entry = self.inner.registry.get(sandbox_id)?;
+        let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
+        detached(sandbox_id, async move {
+            let live = volumes::ready(&entry)?;
+            volumes::resize(&inner, &entry, &live, &name).await
+        })
+        .await
+    }
+
+    /// Changes how much I/O a block volume may do.
+    ///
+    /// # Errors
+    /// [`SandboxError::Volume`] if there is none of that name.
+    pub async fn limit_volume(
+        &self,
+        sandbox_id: &str,
+        name: &str,
+        limits: IoLimits,
+    ) -> Result<(), SandboxError> {
+        let entry = self.inner.registry.get(sandbox_id)?;
+        let name = name.to_owned();
+        detached(sandbox_id, async move {
+            let live = volumes::ready(&entry)?;
+            volumes::limit(&entry, &live, &name, limits).await
+        })
         .await
     }
 

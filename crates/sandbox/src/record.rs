@@ -2,7 +2,7 @@
 //! state, and the steps to undo. Written before the world changes, so that a
 //! daemon killed at any moment knows what may exist.
 
-use crate::spec::{ContainerSpec, Engine, SandboxSpec};
+use crate::spec::{BlockVolumeSpec, ContainerSpec, Engine, SandboxSpec};
 use pod_network::NetworkRecord;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -127,6 +127,9 @@ pub enum Step {
     /// A directory or file of the host in the VM, by its name there; shared by
     /// the containers that mount it.
     Share(String),
+    /// A block device of the host in the VM, by the name of its volume there;
+    /// shared by the containers that have it.
+    BlockDevice(String),
     /// The container in the guest.
     GuestContainer,
     /// The container's log in the VMM.
@@ -172,11 +175,56 @@ pub struct Sandbox {
     /// Its addresses in the network, the first one first; none without one.
     #[serde(default)]
     pub pod_ips: Vec<IpAddr>,
+    /// Its block volumes. They end with the VM.
+    #[serde(default)]
+    pub block_volumes: Vec<BlockVolume>,
     /// The undo stack.
     pub steps: Vec<Step>,
 }
 
+/// A block volume of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockVolume {
+    /// As it was asked for.
+    pub spec: BlockVolumeSpec,
+    /// What it is, for people: a path, or that it came as a descriptor.
+    pub source: String,
+    /// How far it is.
+    pub state: VolumeState,
+    /// Bytes, once it is Attached.
+    pub length: u64,
+}
+
+/// State of a block volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeState {
+    /// A file system is made on it, which was blank.
+    Formatting(DiskId),
+    /// Being attached; undone if the daemon ends now.
+    Attaching,
+    /// Containers can have it.
+    Attached,
+    /// Being detached; goes on when the daemon starts again.
+    Detaching,
+}
+
+/// A file or device of the host, told apart from what its path names later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskId {
+    /// Device number of its file system.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+    /// Device number of a device.
+    pub rdev: u64,
+}
+
 impl Sandbox {
+    /// The block volume of that name.
+    pub fn block_volume(&self, name: &str) -> Option<&BlockVolume> {
+        self.block_volumes.iter().find(|v| v.spec.name == name)
+    }
+
     /// Process id of the VMM while the sandbox has one.
     pub fn vmm_pid(&self) -> Option<u32> {
         self.steps.iter().find_map(|step| match step {

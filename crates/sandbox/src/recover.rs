@@ -9,7 +9,7 @@ use crate::record::{Container, ContainerState, Sandbox, SandboxState, Step, VmmI
 use crate::recorded::Recorded;
 use crate::registry::{ContainerEntry, Entry};
 use crate::vmm::{Process, Vmm};
-use crate::{Inner, container, death, network, orphans, remove, undo, watch};
+use crate::{Inner, container, death, network, orphans, remove, undo, volumes, watch};
 use clean_up::CleanUp;
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -119,6 +119,7 @@ async fn recover_sandbox(
     clean_up: &CleanUp,
 ) -> Result<(), SandboxError> {
     let sandbox: Sandbox = entry.record.get();
+    volumes::wipe_half_formatted(&sandbox).await;
     let (to_clean, of) = (Arc::clone(inner), Arc::clone(entry));
     match sandbox.state {
         SandboxState::Creating => {
@@ -146,6 +147,7 @@ async fn recover_sandbox(
                 watch::spawn_adopted(inner, entry, &live);
                 let check = async move { network::check(&to_clean, &of).await };
                 clean_up.begin_beside(check);
+                volumes::recover(inner, entry, &live);
                 recover_containers(inner, entry).await
             }
             None => {

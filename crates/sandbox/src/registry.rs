@@ -2,7 +2,7 @@
 //!
 //! Locks, in this order: `Sandboxes::registry` (never held over an await),
 //! [`Entry::operation`], [`ContainerEntry::operation`], [`Entry::images`], [`Entry::shares`],
-//! [`ContainerEntry::starting`]. The record's own lock comes last.
+//! [`Entry::volumes`], [`ContainerEntry::starting`]. The record's own lock comes last.
 
 use crate::error::SandboxError;
 use crate::live::Live;
@@ -29,6 +29,8 @@ pub(crate) struct Entry {
     pub(crate) images: tokio::sync::Mutex<HashMap<String, Extent>>,
     /// Shares in the VM: whether each is read-only.
     pub(crate) shares: tokio::sync::Mutex<HashMap<String, bool>>,
+    /// Held while a block volume is attached, changed or detached.
+    pub(crate) volumes: tokio::sync::Mutex<()>,
     live: Mutex<Option<Arc<Live>>>,
 }
 
@@ -64,6 +66,7 @@ impl Entry {
             containers: Mutex::default(),
             images: tokio::sync::Mutex::default(),
             shares: tokio::sync::Mutex::default(),
+            volumes: tokio::sync::Mutex::new(()),
             live: Mutex::default(),
         }
     }

@@ -8,8 +8,9 @@ use crate::live::Live;
 use crate::network::Attached;
 use crate::record::{Sandbox, SandboxState, Stage, Step, VmmId, stages};
 use crate::registry::Entry;
-use crate::spec::SandboxSpec;
+use crate::spec::{PathVolume, SandboxSpec};
 use crate::vmm::{Vmm, open_append, open_read};
+use crate::volumes::{self, VolumeSource};
 use crate::{Inner, death, name_files, network, scratch, undo, vm_plan, watch};
 use guest_api::proto::{client_message::Call, response};
 use std::os::unix::fs::DirBuilderExt;
@@ -46,6 +47,7 @@ pub(crate) fn reserve(inner: &Arc<Inner>, spec: SandboxSpec) -> Result<Arc<Entry
         engine_pid: 0,
         network: None,
         pod_ips: Vec::new(),
+        block_volumes: Vec::new(),
         steps: Vec::new(),
     };
     let entry = Arc::new(inner.sandbox_entry(&id, sandbox));
@@ -107,6 +109,10 @@ async fn try_make(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), SandboxE
     let _ = events.send(guest_events);
 
     set_up(inner, entry, &live, &scratch, &network).await?;
+    for PathVolume { volume, at } in entry.record.read(|s| s.spec.block_volumes.clone()) {
+        check_cancelled(entry)?;
+        volumes::attach(inner, entry, &live, volume, VolumeSource::Path(at)).await?;
+    }
     entry.record.update(|s| s.ready_at_ns = now_ns()).await?;
     inner
         .set_sandbox_state(entry, SandboxState::Ready, None)

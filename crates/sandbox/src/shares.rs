@@ -16,7 +16,7 @@ use crate::{mounts_beneath, private_mount};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use vm_spec::proto::Share;
 
 /// A resolved path.
@@ -90,7 +90,7 @@ fn resolve(mount: &HostMount, read_only: bool) -> Result<Resolved, SandboxError>
         other => other,
     };
     let fd = fd.map_err(|e| SandboxError::file("cannot open", path, e.into()))?;
-    check_within(&fd, mount)?;
+    check_within(&fd, path, &mount.within)?;
     let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::MNT_ID;
     let stat = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, wanted)
         .map_err(|e| SandboxError::file("cannot read the state of", path, e.into()))?;
@@ -129,15 +129,19 @@ fn resolve(mount: &HostMount, read_only: bool) -> Result<Resolved, SandboxError>
     Ok(Resolved { share, fd })
 }
 
-/// Refuses what was opened if it lies elsewhere. Not the path is judged: a link
-/// in it may lead elsewhere by now.
-fn check_within(fd: &OwnedFd, mount: &HostMount) -> Result<(), SandboxError> {
-    if mount.within.is_empty() {
+/// Refuses what was opened if it lies in none of `within`, unless that is empty.
+/// Not the path is judged: a link in it may lead elsewhere by now.
+pub(crate) fn check_within(
+    fd: &OwnedFd,
+    path: &Path,
+    within: &[PathBuf],
+) -> Result<(), SandboxError> {
+    if within.is_empty() {
         return Ok(());
     }
     let found = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    let found = found.map_err(|e| SandboxError::file("cannot find", &mount.path, e))?;
-    let mut true_paths = mount.within.iter().filter_map(|d| d.canonicalize().ok());
+    let found = found.map_err(|e| SandboxError::file("cannot find", path, e))?;
+    let mut true_paths = within.iter().filter_map(|d| d.canonicalize().ok());
     if true_paths.any(|dir| found.starts_with(dir)) {
         return Ok(());
     }
@@ -145,13 +149,14 @@ fn check_within(fd: &OwnedFd, mount: &HostMount) -> Result<(), SandboxError> {
         field: "mounts",
         message: format!(
             "{} leads to {}, which pods may not have",
-            mount.path.display(),
+            path.display(),
             found.display()
         ),
     })
 }
 
-fn open(path: &Path) -> Result<OwnedFd, Errno> {
+/// Opens what a path leads to, without access to what is in it.
+pub(crate) fn open(path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     // A link into another process's files is nobody's volume.
     let resolve = ResolveFlags::NO_MAGICLINKS;

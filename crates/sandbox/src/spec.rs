@@ -88,6 +88,14 @@ pub struct SandboxSpec {
     /// Containers may mount directories and files of the host.
     #[serde(default)]
     pub shares: bool,
+    /// Block volumes that it has from the start.
+    #[serde(default)]
+    pub block_volumes: Vec<PathVolume>,
+    /// Devices among which all its block volumes are spread, at most
+    /// [`vm_spec::MAX_VOLUME_BAYS`]: volumes on different ones never wait for each
+    /// other. 0: it can have none.
+    #[serde(default)]
+    pub volume_bays: u32,
     /// Interfaces besides the loopback; `None`: no others.
     #[serde(default)]
     pub network: Option<NetworkSpec>,
@@ -251,15 +259,31 @@ pub struct PathRules {
     pub read_only: Vec<String>,
 }
 
-/// A device node of the guest in a container.
+/// A device in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceSpec {
-    /// In the guest: "/dev/fuse".
+    /// What `path` names.
+    #[serde(default)]
+    pub of: DeviceOf,
+    /// "/dev/fuse", or the name of a block volume.
     pub path: String,
     /// In the container.
     pub destination: String,
     /// It cannot be opened for writing.
     pub read_only: bool,
+}
+
+/// Whose device it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceOf {
+    /// A node of the guest.
+    #[default]
+    Guest,
+    /// A block volume of the sandbox that has no file system of ours.
+    Volume,
+    /// A block device of the host, links followed, which is attached for the
+    /// containers that have it.
+    Host,
 }
 
 /// The container's first process.
@@ -387,4 +411,99 @@ pub struct ResourceSpec {
     pub cpuset_mems: String,
     /// Other files of its cgroup (cgroup v2) and their contents.
     pub unified: BTreeMap<String, String>,
+}
+
+/// A block volume: a file or block device of the host that the VM has as a disk,
+/// and that outlives it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockVolumeSpec {
+    /// A DNS label, unique among the sandbox's volumes.
+    pub name: String,
+    /// The guest can change nothing in it.
+    pub read_only: bool,
+    /// What containers have of it.
+    pub shown_as: ShownAs,
+    /// By which the guest finds it (`/dev/disk/by-id/virtio-<serial>`): at most 64
+    /// letters, digits, '-', '_' and '.'; empty: none.
+    pub serial: String,
+    /// Group of the device, or of the top directory of the file system.
+    pub group: Option<u32>,
+    /// How much I/O it may do.
+    pub limits: IoLimits,
+    /// Nobody else on the host has it: refused where it is mounted or locked, and
+    /// locked as long as the VM has it.
+    pub exclusive: bool,
+}
+
+/// What containers have of a block volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ShownAs {
+    /// The device, by [`DeviceOf::Volume`].
+    Device,
+    /// The file system on it, by [`MountSource::Volume`]. Mounted in the guest only.
+    FileSystem {
+        /// `None`: the one that is on it, or ext4.
+        kind: Option<FileSystem>,
+        /// One is made if the volume is blank. A volume that is not blank is never
+        /// formatted.
+        make: bool,
+    },
+}
+
+/// A file system of a block volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileSystem {
+    /// ext4, and its forebears.
+    Ext4,
+    /// XFS.
+    Xfs,
+}
+
+impl fmt::Display for FileSystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        })
+    }
+}
+
+/// How much I/O a block volume may do; `None`: no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IoLimits {
+    /// Bytes read, written and zeroed.
+    pub bytes: Option<RateLimit>,
+    /// Requests, but for flushes.
+    pub operations: Option<RateLimit>,
+}
+
+/// A rate, and how much may come at once after a pause; both at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimit {
+    /// Units a second.
+    pub per_second: u64,
+    /// Units.
+    pub burst: u64,
+}
+
+/// A regular file or block device of the host by its path, links followed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPath {
+    /// Absolute.
+    pub path: PathBuf,
+    /// If not empty, what is found must lie in, or be, one of these.
+    #[serde(default)]
+    pub within: Vec<PathBuf>,
+}
+
+/// A block volume and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathVolume {
+    /// How it is attached.
+    pub volume: BlockVolumeSpec,
+    /// What is attached.
+    pub at: DiskPath,
 }

@@ -43,6 +43,9 @@ pub(crate) async fn undo_sandbox(
             .record
             .update(|sandbox| {
                 sandbox.steps.retain(|other| other != step);
+                if matches!(step, Step::Vmm(_)) {
+                    sandbox.block_volumes.clear();
+                }
                 if *step == Step::Network {
                     sandbox.network = None;
                     sandbox.pod_ips.clear();
@@ -88,6 +91,7 @@ async fn undo_step(
         Step::ImageLease(_)
         | Step::ImageExtent(_)
         | Step::Share(_)
+        | Step::BlockDevice(_)
         | Step::GuestContainer
         | Step::Log => Ok(()),
     }

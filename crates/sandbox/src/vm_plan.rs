@@ -4,10 +4,10 @@
 use crate::config::{Config, MAX_ID, Paths};
 use crate::error::SandboxError;
 use crate::name_files;
-use crate::record::Sandbox;
+use crate::record::{BlockVolume, Sandbox};
 use crate::spec::{
-    ContainerSpec, Engine, HostMount, IdRange, Medium, MountSource, MountSpec, PidNamespace,
-    ProcessSpec, ResourceSpec, SandboxSpec,
+    ContainerSpec, DeviceOf, DeviceSpec, Engine, HostMount, IdRange, Medium, MountSource,
+    MountSpec, PidNamespace, ProcessSpec, ResourceSpec, SandboxSpec, ShownAs,
 };
 use guest_api::proto as guest;
 use std::collections::BTreeSet;
@@ -66,9 +66,19 @@ pub(crate) fn check_sandbox(spec: &SandboxSpec, paths: &Paths) -> Result<(), San
         check_ids("user_namespace.uids", users.uids)?;
         check_ids("user_namespace.gids", users.gids)?;
     }
-    let names: BTreeSet<&str> = spec.volumes.iter().map(|v| v.name.as_str()).collect();
-    if names.len() != spec.volumes.len() {
+    let blocks = spec.block_volumes.iter().map(|v| &v.volume);
+    let names = spec.volumes.iter().map(|v| v.name.as_str());
+    let names: BTreeSet<&str> = names
+        .chain(blocks.clone().map(|v| v.name.as_str()))
+        .collect();
+    if names.len() != spec.volumes.len() + spec.block_volumes.len() {
         return Err(invalid("volumes", "two volumes of one name"));
+    }
+    for volume in blocks {
+        crate::volumes::check(volume)?;
+        if spec.volume_bays == 0 {
+            return Err(invalid("volume_bays", "block volumes need at least one"));
+        }
     }
     let is_word = |text: &String| name_files::is_word(text);
     if !spec
@@ -102,10 +112,12 @@ fn check_ids(field: &'static str, range: IdRange) -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Refuses a container that cannot be in that sandbox.
+/// Refuses a container that cannot be in that sandbox, which has these block
+/// volumes.
 pub(crate) fn check_container(
     spec: &ContainerSpec,
     sandbox: &SandboxSpec,
+    blocks: &[BlockVolume],
 ) -> Result<(), SandboxError> {
     if spec.name.is_empty() {
         return Err(invalid("name", "required"));
@@ -124,7 +136,12 @@ pub(crate) fn check_container(
     }
     for mount in &spec.mounts {
         match &mount.source {
-            MountSource::Volume(name) if !sandbox.volumes.iter().any(|v| v.name == *name) => {
+            MountSource::Volume(name)
+                if !sandbox.volumes.iter().any(|v| v.name == *name)
+                    && !blocks
+                        .iter()
+                        .any(|v| v.spec.name == *name && v.spec.shown_as != ShownAs::Device) =>
+            {
                 let message = format!("the sandbox has no volume {name:?}");
                 return Err(invalid("mounts", message));
             }
@@ -151,6 +168,15 @@ pub(crate) fn check_container(
         }
         if !mount.destination.starts_with('/') {
             return Err(invalid("mounts", "a destination must be an absolute path"));
+        }
+    }
+    for device in &spec.devices {
+        let path = &device.path;
+        let is_device =
+            |v: &BlockVolume| v.spec.name == *path && v.spec.shown_as == ShownAs::Device;
+        if device.of == DeviceOf::Volume && !blocks.iter().any(is_device) {
+            let message = format!("the sandbox has no block volume {path:?} without file system");
+            return Err(invalid("devices", message));
         }
     }
     Ok(())
@@ -186,6 +212,7 @@ pub(crate) fn boot(
         extra_cmdline: extra_cmdline.to_owned(),
         kernel_log_limit,
         shares: spec.shares,
+        volume_bays: spec.volume_bays,
         ..BootRequest::default()
     }
 }
@@ -198,6 +225,8 @@ pub(crate) fn boot_request(spec: &SandboxSpec, engine: Engine, config: &Config) 
 /// Part of a bay as the agent names it.
 pub(crate) fn disk_extent(extent: &Extent) -> guest::DiskExtent {
     let device = match extent.bay() {
+        _ if !extent.device.is_empty() => &extent.device,
+        // A VMM of an older version does not say it.
         vm_spec::proto::Bay::Writable => "vdb",
         _ => "vda",
     };
@@ -275,12 +304,14 @@ pub(crate) enum Mounted {
 }
 
 /// What the agent is told of a container; `mounted` are its mounts' sources,
-/// `image_volumes` the paths that its image wants as volumes.
+/// `devices` the block volumes of its devices that are the host's, `image_volumes`
+/// the paths that its image wants as volumes.
 pub(crate) fn create(
     id: &str,
     spec: &ContainerSpec,
     image: &Extent,
     mounted: &[Mounted],
+    devices: &[Option<String>],
     image_volumes: Vec<String>,
 ) -> guest::CreateContainerRequest {
     guest::CreateContainerRequest {
@@ -304,14 +335,25 @@ pub(crate) fn create(
         devices: spec
             .devices
             .iter()
-            .map(|device| guest::Device {
-                path: device.path.clone(),
-                destination: device.destination.clone(),
-                read_only: device.read_only,
-            })
+            .zip(devices)
+            .map(|(spec, volume)| device(spec, volume.as_deref()))
             .collect(),
         image_volumes,
     }
+}
+
+fn device(spec: &DeviceSpec, volume: Option<&str>) -> guest::Device {
+    let mut device = guest::Device {
+        destination: spec.destination.clone(),
+        read_only: spec.read_only,
+        ..guest::Device::default()
+    };
+    match (spec.of, volume) {
+        (DeviceOf::Guest, _) => device.path.clone_from(&spec.path),
+        (DeviceOf::Volume, _) => device.volume.clone_from(&spec.path),
+        (DeviceOf::Host, volume) => device.volume = volume.unwrap_or_default().to_owned(),
+    }
+    device
 }
 
 fn mount(spec: &MountSpec, mounted: &Mounted) -> guest::Mount {
@@ -439,6 +481,8 @@ pub(crate) mod tests {
                 group: None,
             }],
             shares: false,
+            block_volumes: Vec::new(),
+            volume_bays: 0,
             network: None,
             host_aliases: Vec::new(),
             dns: Default::default(),
@@ -525,14 +569,14 @@ pub(crate) mod tests {
     #[test]
     fn containers_mount_only_volumes_of_their_sandbox() {
         let mut container = container_spec("/l".into());
-        check_container(&container, &spec()).unwrap();
+        check_container(&container, &spec(), &[]).unwrap();
         container.mounts.push(MountSpec {
             source: MountSource::Volume("other".into()),
             sub_path: String::new(),
             destination: "/d".into(),
             read_only: false,
         });
-        assert_eq!(field(check_container(&container, &spec())), "mounts");
+        assert_eq!(field(check_container(&container, &spec(), &[])), "mounts");
     }
 
     #[test]
@@ -552,13 +596,13 @@ pub(crate) mod tests {
         });
         let mut sandbox = spec();
         sandbox.shares = true;
-        assert_eq!(field(check_container(&container, &sandbox)), "mounts");
+        assert_eq!(field(check_container(&container, &sandbox, &[])), "mounts");
         let range = IdRange { first: 1, count: 1 };
         sandbox.user_namespace = Some(UserNamespace {
             uids: range,
             gids: range,
         });
-        check_container(&container, &sandbox).unwrap();
+        check_container(&container, &sandbox, &[]).unwrap();
     }
 
     #[test]

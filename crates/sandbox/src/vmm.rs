@@ -14,7 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use vm_launcher::{Cgroup, ClientError, Launcher, VmmClient, VmmProcess};
-use vm_spec::proto::{Bay, BootRequest, BootResponse, Extent, LogStatus, Share, StateResponse};
+use vm_spec::proto::{
+    AttachDiskRequest, Bay, BootRequest, BootResponse, Extent, IoLimits, LogStatus, Share,
+    StateResponse,
+};
 
 /// File name of the VMM's program.
 pub(crate) const PROGRAM: &str = "spherule-vmm";
@@ -149,6 +152,33 @@ impl Vmm {
             vmm.attach_disk(&name, bay, file.as_fd())
         })
         .await
+    }
+
+    pub(crate) async fn attach_volume(
+        &self,
+        request: AttachDiskRequest,
+        file: File,
+    ) -> Result<Extent, SandboxError> {
+        self.call("attach a volume", move |vmm| {
+            vmm.attach_volume(request, file.as_fd())
+        })
+        .await
+    }
+
+    pub(crate) async fn resize_disk(&self, name: &str) -> Result<Extent, SandboxError> {
+        let name = name.to_owned();
+        self.call("resize a volume", move |vmm| vmm.resize_disk(&name))
+            .await
+    }
+
+    pub(crate) async fn limit_disk(
+        &self,
+        name: &str,
+        limits: IoLimits,
+    ) -> Result<(), SandboxError> {
+        let name = name.to_owned();
+        self.call("limit a volume", move |vmm| vmm.limit_disk(&name, limits))
+            .await
     }
 
     pub(crate) async fn detach_disk(&self, name: &str) -> Result<(), SandboxError> {

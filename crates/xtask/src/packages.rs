@@ -18,13 +18,14 @@ pub(crate) const KERNEL: &[&str] = &[
     "patch",
     "xz-utils",
 ];
-/// For running pods: scratch disks, the fallback engine, the plugins of the
+/// For running pods: disks, the fallback engine, the plugins of the
 /// default network and what they run.
 pub(crate) const RUN: &[&str] = &[
     "containernetworking-plugins",
     "e2fsprogs",
     "iptables",
     "qemu-system-x86",
+    "xfsprogs",
 ];
 /// For the demo's image and its network namespace.
 pub(crate) const DEMO: &[&str] = &["busybox-static", "iproute2"];

@@ -56,6 +56,7 @@ fn sandbox(privileged: bool) -> CriSandbox {
         engine_pid: 0,
         network: None,
         pod_ips: Vec::new(),
+        block_volumes: Vec::new(),
         steps: Vec::new(),
     };
     CriSandbox::new(sandbox).unwrap().unwrap()
@@ -82,7 +83,7 @@ fn no_target(id: &str) -> Result<String, CriError> {
 
 fn converted(config: &ContainerConfig, privileged: bool) -> Result<ContainerSpec, CriError> {
     let sandbox = sandbox(privileged);
-    convert(config, &sandbox, &image(), "/logs/pod", no_target).map(|(spec, _)| spec)
+    convert(config, &sandbox, &image(), "/logs/pod", &[], no_target).map(|(spec, _)| spec)
 }
 
 fn security(context: LinuxContainerSecurityContext) -> ContainerConfig {

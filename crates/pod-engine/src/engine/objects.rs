@@ -6,6 +6,7 @@ use crate::error::{EngineError, chain};
 use crate::manifest::{FieldError, Manifest, ManifestError, Stream};
 use crate::objects::{Applied, Kind, Object, ObjectError, ObjectKey, ObjectSummary};
 use crate::record::Pod;
+use sandbox::PathVolume;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
@@ -128,7 +129,7 @@ impl Inner {
     }
 
     /// Makes a pod's volumes, or says why they cannot be yet. Blocks.
-    pub(crate) fn mount_volumes(&self, entry: &Entry) -> Result<(), String> {
+    pub(crate) fn mount_volumes(&self, entry: &Entry) -> Result<Vec<PathVolume>, String> {
         let _one = entry.volumes.lock().unwrap_or_else(PoisonError::into_inner);
         let pod = entry.pod();
         if let Some((claim, owner)) = self.claim_in_use(entry, &pod) {

@@ -206,3 +206,33 @@ fn json_is_accepted_too() {
     let manifest = parse(text).unwrap();
     assert_eq!(manifest.spec.restart_policy, RestartPolicy::Never);
 }
+
+#[test]
+fn devices_are_of_claims_and_have_a_path_of_their_own() {
+    let text = |devices: &str| {
+        let container = with_container(&format!(
+            "    volumeMounts: [{{name: c, mountPath: /c}}]\n    volumeDevices: [{devices}]\n"
+        ));
+        format!(
+            "{container}  volumes:\n  - {{name: b, persistentVolumeClaim: {{claimName: b}}}}\n  - {{name: c, persistentVolumeClaim: {{claimName: c}}}}\n  - {{name: e, emptyDir: {{}}}}\n"
+        )
+    };
+    let good = parse(&text("{name: b, devicePath: /dev/xvda}")).unwrap();
+    assert_eq!(
+        good.spec.containers[0].volume_devices[0].device_path,
+        "/dev/xvda"
+    );
+    for (device, field) in [
+        ("{name: x, devicePath: /dev/a}", "name"),
+        ("{name: e, devicePath: /dev/a}", "name"),
+        ("{name: c, devicePath: /dev/a}", "name"),
+        ("{name: b, devicePath: dev/a}", "devicePath"),
+        ("{name: b, devicePath: /dev/../a}", "devicePath"),
+        ("{name: b, devicePath: /c/}", "devicePath"),
+        ("{name: b, devicePath: /}", "devicePath"),
+    ] {
+        let lines = faults(&text(device));
+        let want = format!("spec.containers[0].volumeDevices[0].{field}");
+        assert!(lines[0].starts_with(&want), "{device}: {lines:?}");
+    }
+}

@@ -150,6 +150,17 @@ pub struct Container {
     pub security_context: SecurityContext,
     #[serde(default)]
     pub volume_mounts: Vec<VolumeMount>,
+    #[serde(default)]
+    pub volume_devices: Vec<VolumeDevice>,
+}
+
+/// `volumeDevices`: a claim's volume of the mode Block.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "documented by Kubernetes")]
+pub struct VolumeDevice {
+    pub name: String,
+    pub device_path: String,
 }
 
 /// `imagePullPolicy`.

@@ -198,6 +198,7 @@ fn container(path: &str, item: &Container, spec: &PodSpec, faults: &mut Faults<'
     ports(path, item, faults);
     security(path, &item.security_context, faults);
     volumes::check_mounts(path, &item.volume_mounts, &spec.volumes, faults);
+    volumes::check_devices(path, item, &spec.volumes, faults);
 }
 
 pub(super) fn no_nul(path: &str, text: &str, faults: &mut Faults<'_>) {

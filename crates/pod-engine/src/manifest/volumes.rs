@@ -454,6 +454,48 @@ pub(super) fn check_mounts(
     }
 }
 
+pub(super) fn check_devices(
+    path: &str,
+    container: &Container,
+    volumes: &[Volume],
+    faults: &mut Faults<'_>,
+) {
+    let mounts = container.volume_mounts.iter();
+    let mut points: BTreeSet<&str> = mounts.map(|m| m.mount_path.trim_end_matches('/')).collect();
+    let mut names = BTreeSet::new();
+    for (i, device) in container.volume_devices.iter().enumerate() {
+        let path = format!("{path}.volumeDevices[{i}]");
+        let name = format!("{path}.name");
+        match volumes.iter().find(|v| v.name == device.name) {
+            None => {
+                let message = format!("{:?}: the pod has no volume of that name", device.name);
+                faults.add(&name, message);
+            }
+            Some(volume) => faults.require(
+                volume.persistent_volume_claim.is_some(),
+                &name,
+                "must be a volume of the kind persistentVolumeClaim",
+            ),
+        }
+        let mut mounts = container.volume_mounts.iter();
+        faults.require(
+            names.insert(&device.name) && !mounts.any(|mount| mount.name == device.name),
+            &name,
+            "the container has this volume already",
+        );
+        let point = &device.device_path;
+        let at = format!("{path}.devicePath");
+        if !point.starts_with('/') || point.trim_end_matches('/').is_empty() {
+            faults.add(&at, "must be an absolute path");
+        } else if point.split('/').any(|part| part == "..") {
+            faults.add(&at, "must not contain '..'");
+        } else if !points.insert(point.trim_end_matches('/')) {
+            faults.add(&at, format!("{point:?} is the path of something else"));
+        }
+        no_nul(&at, point, faults);
+    }
+}
+
 fn propagation(mount: &VolumeMount, path: &str, faults: &mut Faults<'_>) {
     faults.require(
         mount.mount_propagation != Some(MountPropagation::Bidirectional),

@@ -119,6 +119,9 @@ fn suits(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Result<(),
             has.storage_class_name, wanted.storage_class_name
         ));
     }
+    if has.is_block() != (wanted.volume_mode == "Block") {
+        return Err("its volumeMode is another one".to_owned());
+    }
     let asked = wanted.resources.requests.get("storage").copied();
     if capacity(volume) < asked {
         return Err("it is smaller than what is asked for".to_owned());
@@ -209,5 +212,10 @@ mod tests {
             ),
         ]);
         assert!(matches!(bind(&modes), Err(ObjectError::Unsuited { .. })));
+        let block = all(&[
+            volume("v", "1Gi", json!({"volumeMode": "Block"})),
+            claim("a", "1Gi", json!({"volumeName": "v"})),
+        ]);
+        assert!(matches!(bind(&block), Err(ObjectError::Unsuited { .. })));
     }
 }

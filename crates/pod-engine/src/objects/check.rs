@@ -1,7 +1,7 @@
 //! One document to one checked object: the API server's checks, and this node's.
 
 use super::types::{NodeTerm, PersistentVolumeSpec};
-use super::{Kind, Object};
+use super::{Kind, Object, io_limits};
 use crate::manifest::{Faults, FieldError, check_metadata, typed};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -94,7 +94,12 @@ fn check(object: &Object, faults: &mut Faults<'_>) {
             }
         }
         Object::Secret(secret) => secret_type(&secret.kind, &secret.data, faults),
-        Object::PersistentVolume(volume) => persistent_volume(&volume.spec, faults),
+        Object::PersistentVolume(volume) => {
+            persistent_volume(&volume.spec, faults);
+            for (field, message) in io_limits(&volume.metadata.annotations).err().into_iter() {
+                faults.add(field, message);
+            }
+        }
         Object::PersistentVolumeClaim(claim) => {
             access_modes(&claim.spec.access_modes, faults);
             volume_mode(&claim.spec.volume_mode, faults);
@@ -172,6 +177,18 @@ fn persistent_volume(spec: &PersistentVolumeSpec, faults: &mut Faults<'_>) {
         (None, Some(host)) => check_host_path(host, "spec.hostPath", faults),
         _ => faults.add("spec", "must have one source, local or hostPath"),
     }
+    faults.require(
+        !spec.is_block() || spec.local.is_some(),
+        "spec.volumeMode",
+        "Block needs a local volume: a block device or a regular file of the host",
+    );
+    if let Some(local) = &spec.local {
+        faults.require(
+            ["", "ext4", "xfs"].contains(&local.fs_type.as_str()),
+            "spec.local.fsType",
+            "must be ext4 or xfs",
+        );
+    }
     if let Some(claim) = &spec.claim_ref {
         faults.require(!claim.name.is_empty(), "spec.claimRef.name", "required");
     }
@@ -212,9 +229,9 @@ fn access_modes(modes: &[String], faults: &mut Faults<'_>) {
 
 fn volume_mode(mode: &str, faults: &mut Faults<'_>) {
     faults.require(
-        ["", "Filesystem"].contains(&mode),
+        ["", "Filesystem", "Block"].contains(&mode),
         "spec.volumeMode",
-        "must be Filesystem; Block is not supported yet",
+        "must be Filesystem or Block",
     );
 }
 
@@ -328,7 +345,12 @@ mod tests {
         };
         assert_eq!(with(affinity(&node)), "");
         assert!(with(affinity("no-such-node")).starts_with("spec.nodeAffinity"));
-        assert!(with(json!({"volumeMode": "Block"})).starts_with("spec.volumeMode"));
+        assert_eq!(with(json!({"volumeMode": "Block"})), "");
+        assert!(with(json!({"volumeMode": "Tape"})).starts_with("spec.volumeMode"));
+        let on_host = json!({"local": null, "hostPath": {"path": "/x"}, "volumeMode": "Block"});
+        assert!(with(on_host).contains("Block needs a local volume"));
+        let vfat = json!({"local": {"path": "/srv", "fsType": "vfat"}});
+        assert!(with(vfat).starts_with("spec.local.fsType"));
         assert!(with(json!({"persistentVolumeReclaimPolicy": "Delete"})).contains("Retain"));
         assert!(with(json!({"local": {"path": "../x"}})).starts_with("spec.local.path"));
         assert!(with(json!({"hostPath": {"path": "/x"}})).contains("one source"));

@@ -1,12 +1,13 @@
 //! What pods refer to by name: ConfigMaps, Secrets, PersistentVolumes and claims
 //! on these. Given beside a pod or by themselves, recorded, one table a kind.
 //!
-//! [`types`] are their shapes, [`check`] the API server's checks, [`bind`] finds a
+//! [`types`] are their shapes, [`check`] the API server's checks, [`limits`] a volume's annotations, [`bind`] finds a
 //! volume for a claim, [`plan`] says what an application of several changes (pure),
 //! [`store`] keeps them.
 
 mod bind;
 mod check;
+mod limits;
 mod plan;
 mod store;
 mod types;
@@ -16,6 +17,7 @@ pub use store::ObjectSummary;
 pub use types::{Bytes, Kind, Object, ObjectKey};
 
 pub(crate) use check::{check_host_path, is_key, read};
+pub(crate) use limits::io_limits;
 pub(crate) use store::Objects;
 pub(crate) use types::HostPath;
 

@@ -272,6 +272,13 @@ pub struct PersistentVolumeSpec {
     pub node_affinity: Option<NodeAffinity>,
 }
 
+impl PersistentVolumeSpec {
+    /// Containers have the device itself.
+    pub(crate) fn is_block(&self) -> bool {
+        self.volume_mode == "Block"
+    }
+}
+
 /// A volume's `claimRef`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -284,9 +291,11 @@ pub struct ClaimRef {
 
 /// `local`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Local {
     pub path: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fs_type: String,
 }
 
 /// `hostPath`, of a volume or of a pod.

@@ -26,6 +26,10 @@ pub(crate) enum Wanted {
     File {
         make: bool,
     },
+    /// A block device or a regular file that is used as one.
+    Disk,
+    /// A directory or a disk.
+    DirectoryOrDisk,
 }
 
 impl Wanted {
@@ -72,7 +76,10 @@ impl Allowed {
             let make_file = match wanted {
                 Wanted::Any | Wanted::Directory { make: true } => false,
                 Wanted::File { make: true } => true,
-                Wanted::Directory { make: false } | Wanted::File { make: false } => {
+                Wanted::Directory { make: false }
+                | Wanted::File { make: false }
+                | Wanted::Disk
+                | Wanted::DirectoryOrDisk => {
                     return Err(failed(Errno::NOENT));
                 }
             };
@@ -86,7 +93,13 @@ impl Allowed {
         }
         let stat = rustix::fs::fstat(&fd).map_err(failed)?;
         let found = FileType::from_raw_mode(stat.st_mode);
+        let is_disk = matches!(found, FileType::RegularFile | FileType::BlockDevice);
         let (right, what) = match wanted {
+            Wanted::Disk => (is_disk, "a block device or regular file"),
+            Wanted::DirectoryOrDisk => (
+                is_disk || found == FileType::Directory,
+                "a directory, block device or regular file",
+            ),
             Wanted::Any => (
                 matches!(found, FileType::Directory | FileType::RegularFile),
                 "a directory or regular file",
@@ -207,6 +220,11 @@ mod tests {
         open("f", "FileOrCreate").unwrap();
         open("f", "File").unwrap();
         open("new", "").unwrap();
+        let local = |name: &str, wanted| allowed.open(&dir.path().join(name), wanted).is_ok();
+        for (name, disk, either) in [("f", true, true), ("d", false, true), ("n", false, false)] {
+            assert_eq!(local(name, Wanted::Disk), disk, "{name}");
+            assert_eq!(local(name, Wanted::DirectoryOrDisk), either, "{name}");
+        }
         assert!(dir.path().join("new").is_dir());
         assert!(matches!(
             open("f", "Directory"),

@@ -13,7 +13,9 @@ pub(crate) use host_path::{Allowed, Wanted};
 
 use crate::facts::Facts;
 use crate::manifest::{PodSecurityContext, Volume};
-use crate::objects::{HostPath, Objects};
+use crate::objects::{HostPath, Objects, io_limits};
+use rustix::fs::FileType;
+use sandbox::{BlockVolumeSpec, DiskPath, FileSystem, IoLimits, PathVolume, ShownAs};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -51,6 +53,11 @@ pub(crate) enum NotMounted {
         path: PathBuf,
         allowed: Vec<PathBuf>,
     },
+    #[error(
+        "{} is a directory of the host, whose I/O cannot be limited; take the limits from its PersistentVolume, or give it a block device or an image file",
+        .0.display()
+    )]
+    Unlimited(PathBuf),
     #[error("{} is not {what}", path.display())]
     WrongType { path: PathBuf, what: &'static str },
     #[error("{}", path.display())]
@@ -108,14 +115,20 @@ impl Volumes {
     }
 
     /// Makes all volumes of a pod that are the host's, or says which one cannot be.
-    pub(crate) fn mount(&self, facts: &Facts<'_>, objects: &Objects) -> Result<(), Failed> {
+    /// Returns those that its VM gets as disks.
+    pub(crate) fn mount(
+        &self,
+        facts: &Facts<'_>,
+        objects: &Objects,
+    ) -> Result<Vec<PathVolume>, Failed> {
         let dir = self.pod_dir(&facts.pod.id);
         private_dir(&dir).map_err(|error| Failed::new("", NotMounted::io(&dir, error)))?;
+        let mut disks = Vec::new();
         for volume in &facts.manifest.spec.volumes {
             let mounted = self.mount_one(volume, facts, objects);
-            mounted.map_err(|error| Failed::new(&volume.name, error))?;
+            disks.extend(mounted.map_err(|error| Failed::new(&volume.name, error))?);
         }
-        Ok(())
+        Ok(disks)
     }
 
     fn mount_one(
@@ -123,31 +136,42 @@ impl Volumes {
         volume: &Volume,
         facts: &Facts<'_>,
         objects: &Objects,
-    ) -> Result<(), NotMounted> {
+    ) -> Result<Option<PathVolume>, NotMounted> {
         self.write(volume, facts, objects)?;
         if let Some(host) = &volume.host_path {
             self.allowed
                 .open(Path::new(&host.path), Wanted::of(&host.kind))?;
         }
-        if volume.persistent_volume_claim.is_some() {
-            let claimed = claimed(volume, &facts.pod.namespace, objects)?;
-            let wanted = match &claimed.host_path {
-                Some(host) => Wanted::of(&host.kind),
-                // A local volume is made by the node's administrator.
-                None => Wanted::Directory { make: false },
-            };
-            let fd = self.allowed.open(&claimed.path, wanted)?;
-            let context = &facts.manifest.spec.security_context;
-            // As in Kubernetes, a hostPath stays its owner's.
-            if let Some(group) = fs_group(context)
-                && claimed.host_path.is_none()
-                && !claimed.read_only
-            {
-                let given = ownership::give(&fd, group, context.fs_group_change_policy);
-                given.map_err(|error| NotMounted::io(&claimed.path, error.into()))?;
-            }
+        if volume.persistent_volume_claim.is_none() {
+            return Ok(None);
         }
-        Ok(())
+        let claimed = claimed(volume, &facts.pod.namespace, objects)?;
+        let wanted = match &claimed.host_path {
+            Some(host) => Wanted::of(&host.kind),
+            // A local volume is made by the node's administrator.
+            None if claimed.is_block => Wanted::Disk,
+            None => Wanted::DirectoryOrDisk,
+        };
+        let fd = self.allowed.open(&claimed.path, wanted)?;
+        let context = &facts.manifest.spec.security_context;
+        let group = fs_group(context);
+        let stat = rustix::fs::fstat(&fd).map_err(|e| NotMounted::io(&claimed.path, e.into()))?;
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if claimed.host_path.is_none() && !is_directory {
+            return Ok(Some(disk(&volume.name, claimed, group, &self.allowed)));
+        }
+        if claimed.limits != IoLimits::default() {
+            return Err(NotMounted::Unlimited(claimed.path));
+        }
+        // As in Kubernetes, a hostPath stays its owner's.
+        if let Some(group) = group
+            && claimed.host_path.is_none()
+            && !claimed.read_only
+        {
+            let given = ownership::give(&fd, group, context.fs_group_change_policy);
+            given.map_err(|error| NotMounted::io(&claimed.path, error.into()))?;
+        }
+        Ok(None)
     }
 
     /// Writes the files of a volume that is made of objects.
@@ -229,9 +253,49 @@ impl Volumes {
     }
 }
 
+/// A claim's volume as a disk of the pod's VM.
+fn disk(name: &str, claimed: Claimed, group: Option<u32>, allowed: &Allowed) -> PathVolume {
+    let shown_as = match claimed.is_block {
+        true => ShownAs::Device,
+        false => ShownAs::FileSystem {
+            kind: match claimed.fs_type.as_str() {
+                "ext4" => Some(FileSystem::Ext4),
+                "xfs" => Some(FileSystem::Xfs),
+                _ => None,
+            },
+            make: true,
+        },
+    };
+    PathVolume {
+        volume: BlockVolumeSpec {
+            name: name.to_owned(),
+            read_only: claimed.read_only,
+            shown_as,
+            // Longer names are no serial numbers.
+            serial: match claimed.volume.len() {
+                1..=64 => claimed.volume,
+                _ => String::new(),
+            },
+            group,
+            limits: claimed.limits,
+            exclusive: true,
+        },
+        at: DiskPath {
+            path: claimed.path,
+            within: allowed.dirs(),
+        },
+    }
+}
+
 /// What a claim gives.
 struct Claimed {
+    /// Name of its volume.
+    volume: String,
     path: PathBuf,
+    /// Its containers have the device.
+    is_block: bool,
+    fs_type: String,
+    limits: IoLimits,
     /// Its hostPath; `None` for a local volume.
     host_path: Option<HostPath>,
     read_only: bool,
@@ -252,7 +316,8 @@ fn claimed(volume: &Volume, namespace: &str, objects: &Objects) -> Result<Claime
             name: wanted.claim_name,
         });
     }
-    let bound = objects.volume(&name).ok_or(NotMounted::NoVolume(name))?;
+    let bound = objects.volume(&name);
+    let bound = bound.ok_or_else(|| NotMounted::NoVolume(name.clone()))?;
     let path = match (&bound.spec.local, &bound.spec.host_path) {
         (Some(local), _) => local.path.clone(),
         (None, Some(host)) => host.path.clone(),
@@ -264,7 +329,12 @@ fn claimed(volume: &Volume, namespace: &str, objects: &Objects) -> Result<Claime
         .iter()
         .all(|mode| mode == "ReadOnlyMany");
     Ok(Claimed {
+        volume: name,
         path: PathBuf::from(path),
+        is_block: bound.spec.is_block(),
+        fs_type: bound.spec.local.unwrap_or_default().fs_type,
+        // Checked when it was given.
+        limits: io_limits(&bound.metadata.annotations).unwrap_or_default(),
         host_path: bound.spec.host_path,
         read_only: wanted.read_only || only_reads,
     })

@@ -8,9 +8,9 @@ use crate::live::Live;
 use crate::record::{Container, ContainerState, SandboxState, Stage, Step, UserIds, stages};
 use crate::recorded::Recorded;
 use crate::registry::{ContainerEntry, Entry};
-use crate::spec::{ContainerSpec, MountSource};
+use crate::spec::{ContainerSpec, DeviceOf, MountSource};
 use crate::vm_plan::Mounted;
-use crate::{Inner, container, shares, vm_plan};
+use crate::{Inner, container, shares, vm_plan, volumes};
 use guest_api::proto::{Identity, client_message::Call, response};
 use std::sync::Arc;
 use vm_spec::proto::{Bay, Extent};
@@ -31,7 +31,7 @@ pub(crate) async fn create(
         entry.require_live()?;
         return Err(entry.wrong_state(sandbox.state, "Ready"));
     }
-    vm_plan::check_container(&spec, &sandbox.spec)?;
+    vm_plan::check_container(&spec, &sandbox.spec, &sandbox.block_volumes)?;
     if entry.containers().len() >= MAX_CONTAINERS {
         return Err(SandboxError::Invalid {
             field: "sandbox",
@@ -85,7 +85,7 @@ async fn try_create(
     let (image, extent) = use_image(inner, entry, item, &live, &spec.image).await?;
     let image_id = image.id().to_owned();
     item.record.update(|c| c.image_id = image_id).await?;
-    let volumes = image_volumes(&spec.image, image.volumes(), &spec.mounts)?;
+    let own_volumes = image_volumes(&spec.image, image.volumes(), &spec.mounts)?;
     let mut mounted = Vec::new();
     for mount in &spec.mounts {
         mounted.push(match &mount.source {
@@ -98,6 +98,15 @@ async fn try_create(
             MountSource::Volume(_) => Mounted::Volume,
         });
     }
+    let mut devices = Vec::new();
+    for device in &spec.devices {
+        devices.push(match device.of {
+            DeviceOf::Host => {
+                Some(volumes::attach_device(inner, entry, item, &live, device).await?)
+            }
+            DeviceOf::Guest | DeviceOf::Volume => None,
+        });
+    }
     let attached = clock.stage(stages::IMAGE_ATTACH);
 
     let clock = Stopwatch::start();
@@ -107,7 +116,7 @@ async fn try_create(
             c.steps.push(Step::GuestContainer);
         })
         .await?;
-    let request = vm_plan::create(&item.id, &spec, &extent, &mounted, volumes);
+    let request = vm_plan::create(&item.id, &spec, &extent, &mounted, &devices, own_volumes);
     let call = Call::CreateContainer(request);
     let what = "create the container";
     let answer = live.call(what, call, &inner.config.timeouts).await?;

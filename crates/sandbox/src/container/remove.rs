@@ -94,6 +94,9 @@ pub(crate) async fn undo_container_step(
             Ok(())
         }
         (Step::Share(name), Some(live)) => crate::shares::detach(entry, item, &live, name).await,
+        (Step::BlockDevice(name), Some(live)) => {
+            crate::volumes::detach_device(inner, entry, item, &live, name).await
+        }
         (Step::ImageLease(_), _) => inner.images.release(&item.id).await,
         _ => Ok(()),
     }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod attach;
+mod block_volumes;
 mod commands;
 mod figures;
 mod logs;

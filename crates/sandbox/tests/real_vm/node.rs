@@ -140,6 +140,8 @@ impl Node {
             shm_size: 0,
             volumes: Vec::new(),
             shares: false,
+            block_volumes: Vec::new(),
+            volume_bays: 0,
             network: None,
             host_aliases: Vec::new(),
             dns: Default::default(),

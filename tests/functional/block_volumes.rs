@@ -1,0 +1,114 @@
+//! Claims on image files: the device itself, and the file system on it.
+
+use crate::Test;
+use anyhow::ensure;
+use serde_json::{Value, json};
+use spherule_tests::manifest::{container, documents, pod};
+use spherule_tests::{Daemon, DaemonOptions};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+pub(crate) const TESTS: &[Test] = &[("block_volumes_of_claims_outlive_pods_and_daemon", claims)];
+
+fn volume(name: &str, path: &Path, mode: &str, local: Value, annotations: Value) -> Value {
+    let mut source = json!({"path": path});
+    if let (Some(source), Some(more)) = (source.as_object_mut(), local.as_object()) {
+        source.extend(more.clone());
+    }
+    json!({"apiVersion": "v1", "kind": "PersistentVolume",
+        "metadata": {"name": name, "annotations": annotations},
+        "spec": {"capacity": {"storage": "64Mi"}, "accessModes": ["ReadWriteOnce"],
+            "storageClassName": "manual", "volumeMode": mode, "local": source}})
+}
+
+fn claim(name: &str, mode: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "storageClassName": "manual", "volumeMode": mode,
+        "resources": {"requests": {"storage": "64Mi"}}}})
+}
+
+fn user(name: &str, script: &str) -> String {
+    let c = json!({
+        "volumeDevices": [{"name": "raw", "devicePath": "/dev/xvda"}],
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    });
+    let of = |name: &str| json!({"name": name, "persistentVolumeClaim": {"claimName": name}});
+    pod(
+        name,
+        &[container("c", script, c)],
+        json!({"volumes": [of("raw"), of("data")], "terminationGracePeriodSeconds": 0}),
+    )
+}
+
+fn running(pod: &Value) -> bool {
+    pod["containers"][0]["state"] == "STATE_RUNNING"
+}
+
+fn claims() -> anyhow::Result<()> {
+    let host = tempfile::tempdir()?;
+    let (raw, data) = (host.path().join("raw"), host.path().join("data"));
+    for path in [&raw, &data] {
+        File::create(path)?.set_len(64 << 20)?;
+    }
+    let mut daemon = Daemon::with(DaemonOptions {
+        args: vec![
+            "--allow-host-path".into(),
+            host.path().display().to_string(),
+        ],
+        ..DaemonOptions::default()
+    })?;
+    let slow = json!({"spherule.dev/bytes-per-second": "fast"});
+    daemon
+        .apply(&volume("raw", &raw, "Block", json!({}), slow).to_string())?
+        .refused(&["bytes-per-second", "must be a quantity"])?;
+    let limits = json!({"spherule.dev/bytes-per-second": "64Mi",
+        "spherule.dev/operations-per-second": "5k"});
+    let ext4 = json!({"fsType": "ext4"});
+    let objects = documents(&[
+        volume("raw", &raw, "Block", json!({}), limits),
+        volume("data", &data, "Filesystem", ext4, json!({})),
+        claim("raw", "Block"),
+        claim("data", "Filesystem"),
+    ]);
+    daemon.apply(&objects)?.ok()?;
+
+    let script = "printf first | dd of=/dev/xvda conv=notrunc,fsync 2>/dev/null &&
+        echo first >/data/f && sync /data/f && echo written; exec sleep 1000";
+    daemon.run_detached(&user("first", script))?;
+    daemon.wait_for_output("first", "written")?;
+    daemon.kill()?;
+    daemon.restart()?;
+    daemon.wait_for("first", "running", running)?;
+    let more = "echo more >>/data/f; head -c 5 /dev/xvda; blockdev --getsize64 /dev/xvda";
+    let out = daemon
+        .cli(["exec", "first", "--", "sh", "-c", more])?
+        .ok()?;
+    ensure!(out == format!("first{}\n", 64 << 20), "{out}");
+    let mut found = [0; 5];
+    File::open(&raw)?.read_exact_at(&mut found, 0)?;
+    ensure!(&found == b"first", "{found:?}");
+
+    // In one place at a time: the second waits for the first to go.
+    let script = "cat /data/f; head -c 5 /dev/xvda; echo";
+    daemon.run_detached(&user("second", script))?;
+    let told = daemon.wait_for("second", "waiting", |p| p["reason"] == "FailedMount")?;
+    let message = told["message"].to_string();
+    ensure!(message.contains("one place at a time"), "{told:#}");
+    daemon.cli(["rm", "--force", "first"])?.ok()?;
+    daemon.wait_for("second", "ended", |p| p["phase"] == "PHASE_SUCCEEDED")?;
+    daemon.wait_for_output("second", "first\nmore\nfirst\n")?;
+    daemon.cli(["rm", "--force", "second"])?.ok()?;
+
+    // A device is not mounted.
+    let c = json!({"volumeMounts": [{"name": "raw", "mountPath": "/raw"}]});
+    let wrong =
+        json!({"volumes": [{"name": "raw", "persistentVolumeClaim": {"claimName": "raw"}}]});
+    daemon.run_detached(&pod("wrong", &[container("c", "true", c)], wrong))?;
+    let told = daemon.wait_for("wrong", "refused", |p| {
+        p.to_string().contains("volumeMode Block")
+    })?;
+    ensure!(told.to_string().contains("volumeDevices"), "{told:#}");
+    daemon.cli(["rm", "--force", "wrong"])?.ok()?;
+    Ok(())
+}
