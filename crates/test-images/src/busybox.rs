@@ -39,6 +39,8 @@ const COMMANDS: &[&str] = &[
     "ash",
     "awk",
     "base64",
+    "blkdiscard",
+    "blockdev",
     "cat",
     "chmod",
     "chown",

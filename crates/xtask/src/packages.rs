@@ -35,6 +35,7 @@ pub(crate) const TEST: &[&str] = &[
     "dnsmasq-base",
     "docker-registry",
     "erofs-utils",
+    "fio",
     "iproute2",
     "nftables",
 ];

@@ -2,8 +2,9 @@
 
 use crate::node::{Node, PATIENCE};
 use sandbox::{
-    BlockVolumeSpec, DeviceOf, DeviceSpec, DiskPath, FileSystem, IoLimits, MountSource, MountSpec,
-    PathVolume, RateLimit, SandboxError, SandboxSpec, ShownAs, VolumeSource, VolumeState,
+    BlockVolumeSpec, DeviceOf, DeviceSpec, DiskPath, FileSystem, HostMount, IoLimits, MountSource,
+    MountSpec, PathVolume, RateLimit, SandboxError, SandboxSpec, ShownAs, VolumeSource,
+    VolumeState,
 };
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -156,6 +157,15 @@ async fn block_volumes_are_devices_and_file_systems_that_last() {
     let attached = node.sandboxes.attach_volume(&pod, again, by_path(&raw));
     attached.await.unwrap();
 
+    // Who still has it when the pod ends is killed.
+    let mut last = node.container(
+        "last",
+        "echo open >/data/open; exec sleep 100000 >>/data/open",
+    );
+    last.mounts = vec![mount("data", "/data")];
+    let last = node.start(&pod, last).await;
+    node.script(&last, "until test -s /data/open; do sleep 0.1; done")
+        .await;
     // Unmounted with the pod: nothing is left to repair, nothing is lost.
     node.sandboxes.stop_sandbox(&pod).await.unwrap();
     let image = data.to_str().unwrap();
@@ -428,6 +438,62 @@ async fn what_fsync_promised_is_there_after_the_vmm_was_killed() {
             assert_eq!(found, format!("{number:08}"), "{what}");
         }
     }
+}
+
+/// The host's fio, seen in the guest, writes at random and reads back what it wrote:
+/// on the device and on the file system.
+#[tokio::test(flavor = "multi_thread")]
+async fn fio_reads_back_what_it_wrote() {
+    if std::env::var("SPHERULE_LONG").as_deref() != Ok("1") {
+        println!("skipped: takes long; cargo xtask test --long");
+        return;
+    }
+    let Some(node) = Node::new(2).await else {
+        return;
+    };
+    let raw = node.disk("raw.img", 256 * MIB);
+    let data = node.disk("data.img", 512 * MIB);
+    let volumes = [
+        (volume("raw", ShownAs::Device), &raw),
+        (volume("data", MADE), &data),
+    ];
+    let volumes = volumes.map(|(volume, path)| PathVolume {
+        volume,
+        at: at(path),
+    });
+    let mut spec = Node::spec_with_volumes("fio", volumes.to_vec());
+    (spec.shares, spec.memory_mib) = (true, 512);
+    let pod = node.sandboxes.run_sandbox(spec).await.unwrap().spec.id;
+    let mut container = node.container("c", "sleep 100000");
+    container.devices = vec![device(DeviceOf::Volume, "raw", "/dev/xvda")];
+    container.mounts = vec![mount("data", "/data")];
+    for dir in ["/usr", "/lib", "/lib64"] {
+        container.mounts.push(MountSpec {
+            source: MountSource::Host(HostMount {
+                path: dir.into(),
+                host_to_container: false,
+                recursive_read_only: true,
+                id_mapped: false,
+                within: Vec::new(),
+            }),
+            sub_path: String::new(),
+            destination: dir.to_owned(),
+            read_only: true,
+        });
+    }
+    let id = node.start(&pod, container).await;
+    for target in ["--filename=/dev/xvda", "--filename=/data/f --size=256m"] {
+        let script = format!(
+            "/usr/bin/fio --name=v {target} --rw=randwrite --bsrange=4k-256k --ioengine=psync \
+             --direct=1 --fsync=64 --trim_percentage=10 --io_size=256m --verify=crc32c \
+             --verify_fatal=1 --do_verify=1 --randseed=7"
+        );
+        let said = node.script(&id, &script).await;
+        assert!(said.contains("err= 0"), "{said}");
+        println!("{target}: {said}");
+    }
+    node.sandboxes.stop_sandbox(&pod).await.unwrap();
+    host("e2fsck", &["-f", "-n", data.to_str().unwrap()]);
 }
 
 /// A loop device on a file, gone with the test.

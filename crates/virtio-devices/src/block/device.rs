@@ -8,7 +8,7 @@ use super::bay::{Backing, Bay, BayHandle, CAPACITY, VOLUMES_CAPACITY};
 use super::limiter::Cost;
 use super::request::{MAX_RANGES, Operation, Range, Request, SECTOR};
 use super::storage;
-use crate::chain::{Buffers, Chain, RawChain};
+use crate::chain::{Buffers, Chain, MAX_DESCRIPTORS, RawChain};
 use crate::device::{DeviceError, Queues, VirtQueue, VirtioDevice};
 use crate::guest_io;
 use crate::serve::{Answer, MAX_BYTES_PER_TURN, Turn, serve_or_keep};
@@ -199,6 +199,11 @@ impl DiskBay {
         match self.try_answer(raw.resolve(memory)?, true) {
             Outcome::Done(answer) => Ok(Some(answer)),
             Outcome::Wait { id, until } => {
+                // More than any queue has were made available twice.
+                let waiting: usize = self.waiting.values().map(VecDeque::len).sum();
+                if waiting >= MAX_DESCRIPTORS {
+                    return Err(virtio_queue::Error::InvalidAvailRingIndex);
+                }
                 self.waiting.entry(id).or_default().push_back(raw);
                 self.wait_until(until);
                 Ok(None)

@@ -304,6 +304,30 @@ fn what_waits_is_answered_when_its_extent_goes_and_forgotten_by_a_reset() {
     assert!(disk.done().is_empty());
 }
 
+#[test]
+fn a_driver_that_offers_what_waits_again_and_again_ends_its_device() {
+    let mut disk = Disk::of_volumes();
+    disk.set_clock(1);
+    let options = VolumeOptions {
+        limits: operations(1, 1),
+        ..VolumeOptions::default()
+    };
+    let file = file_with(&[0; 8192]);
+    disk.bay.attach_volume("v", file, options).expect("attach");
+    disk.offer_write(0, 1);
+    let waits = disk.offer_write(0, 1);
+    let mut offers = 0;
+    let ended = loop {
+        disk.harness.rings[0].offer(waits);
+        offers += 1;
+        match disk.harness.kick(0) {
+            Ok(()) => assert!(offers < 2000, "it keeps all of them"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(ended, DeviceError::Queue { queue: 0, .. }));
+}
+
 /// What a driver does to one of two volumes of 64 sectors.
 #[derive(Clone, Debug)]
 enum Step {
