@@ -202,8 +202,13 @@ fn what_waits_for_its_turn_holds_nothing_else_up() {
     let (slow, free) = (file_with(&[0; 8192]), file_with(&[0; 8192]));
     let mut disk = Disk::of_volumes();
     disk.set_clock(100);
+    // A sector a second, of which two leave a debt: the alarm is set to a time that
+    // this test's clock does not reach by itself.
     let options = VolumeOptions {
-        limits: operations(1, 2),
+        limits: IoLimits {
+            bytes: rate(512, 1000),
+            operations: None,
+        },
         ..VolumeOptions::default()
     };
     let file = slow.try_clone().expect("clone");
