@@ -228,11 +228,13 @@ pub(super) fn names() -> anyhow::Result<()> {
         options: vec!["ndots:2".to_owned()],
     });
     let pod = net.pod_with(&config, container_config("c", "exec sleep 1000"))?;
-    let answer = net.sh(&pod, "busybox nslookup db.example.test")?;
-    ensure!(
-        answer.contains("10.9.8.7") && answer.contains("fd09::7"),
-        "{answer}"
-    );
+    // One question at a time: of two that it asks at once, busybox loses one now and
+    // then on a busy machine.
+    for (kind, address) in [("a", "10.9.8.7"), ("aaaa", "fd09::7")] {
+        let ask = format!("busybox nslookup -type={kind} db.example.test");
+        let answer = net.sh(&pod, &ask)?;
+        ensure!(answer.contains(address), "{answer}");
+    }
     let file = net.sh(&pod, "cat /etc/resolv.conf")?;
     let expected = "search example.test\nnameserver 10.88.0.1\noptions ndots:2\n";
     ensure!(file == expected, "{file}");
