@@ -1,7 +1,8 @@
 //! A registry that does not let everybody in: TLS by a CA of its own, certificates
-//! of clients, passwords.
+//! of clients, passwords, tokens.
 
 use crate::registry::{RegistryError, Server};
+use crate::tokens::{self, TokenServer};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
 };
@@ -61,6 +62,21 @@ impl GuardedRegistry {
         Ok(Self { server, dir })
     }
 
+    /// Plain HTTP, for those who have a token of `tokens`.
+    pub(crate) fn with_tokens(data: &Path, tokens: &TokenServer) -> Result<Self, RegistryError> {
+        let dir = tempfile::tempdir()?;
+        let rules = format!(
+            "auth:\n  token:\n    realm: {}\n    service: {}\n    issuer: {}\n    \
+             rootcertbundle: {}\n",
+            tokens.realm(),
+            tokens::SERVICE,
+            tokens::ISSUER,
+            tokens.bundle().display()
+        );
+        let server = Server::start(dir.path(), data, &rules)?;
+        Ok(Self { server, dir })
+    }
+
     /// `127.0.0.1:<port>`.
     pub fn address(&self) -> &str {
         &self.server.address
@@ -82,12 +98,14 @@ impl GuardedRegistry {
     }
 }
 
-/// Makes a CA, and a server's and a client's certificate by it.
-fn certificates(dir: &Path) -> Result<(), RegistryError> {
+/// Makes a CA, and a server's and a client's certificate by it; returns the
+/// client's with its key, both in DER.
+pub(crate) fn certificates(dir: &Path) -> Result<(Vec<u8>, Vec<u8>), RegistryError> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     fs::write(dir.join("ca.pem"), ca.pem())?;
+    let mut last = Default::default();
     for (name, names, purpose) in [
         (
             "server",
@@ -102,6 +120,7 @@ fn certificates(dir: &Path) -> Result<(), RegistryError> {
         let certificate = params.signed_by(&key, &ca)?;
         fs::write(dir.join(format!("{name}.pem")), certificate.pem())?;
         fs::write(dir.join(format!("{name}.key")), key.serialize_pem())?;
+        last = (certificate.der().to_vec(), key.serialize_der());
     }
-    Ok(())
+    Ok(last)
 }

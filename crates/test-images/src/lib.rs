@@ -7,6 +7,7 @@ mod guarded;
 mod layer;
 mod peer;
 mod registry;
+mod tokens;
 
 pub use archive::{Compression, ImageBuilder};
 pub use busybox::{BUSYBOX, busybox_image};
@@ -14,3 +15,4 @@ pub use guarded::{Guard, GuardedRegistry, PASSWORD, USER};
 pub use layer::Layer;
 pub use peer::{compile_peer, peer_image};
 pub use registry::{REGISTRY, Registry, RegistryError};
+pub use tokens::{IDENTITY_TOKEN, PUBLIC, TokenServer};

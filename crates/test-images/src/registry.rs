@@ -3,6 +3,7 @@
 
 use crate::archive::digest;
 use crate::guarded::{Guard, GuardedRegistry};
+use crate::tokens::TokenServer;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -63,6 +64,11 @@ impl Registry {
     /// Opens another door to the same content, for pulls only.
     pub fn guarded(&self, guard: Guard) -> Result<GuardedRegistry, RegistryError> {
         GuardedRegistry::start(&data(self.dir.path()), guard)
+    }
+
+    /// Opens a door to the same content for those who have a token.
+    pub fn with_tokens(&self, tokens: &TokenServer) -> Result<GuardedRegistry, RegistryError> {
+        GuardedRegistry::with_tokens(&data(self.dir.path()), tokens)
     }
 
     /// `127.0.0.1:<port>`, plain HTTP.

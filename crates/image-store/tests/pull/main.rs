@@ -318,6 +318,29 @@ async fn token_is_fetched_with_the_credentials() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn token_that_expires_during_a_pull_is_replaced() {
+    let image = TestImage::new(1, 300_000);
+    let server = Server::start(image.content("app", "1"));
+    server.require_token("first", "user", "pass");
+    let layer = format!("/v2/app/blobs/{}", image.layer_digest(0));
+    server.next(&layer, Reply::Cut(100_000));
+    let fixture = Fixture::for_server(&server);
+    let store = fixture.store.clone();
+    let credentials = Credentials::Basic {
+        username: "user".into(),
+        password: "pass".into(),
+    };
+    // Once the manifest is there, the first token is good no more.
+    let expire = move |progress: &Progress| {
+        if progress.status == Status::Downloading {
+            server.require_token("second", "user", "pass");
+        }
+    };
+    let name = "reg.test/app:1";
+    store.pull(name, Some(credentials), expire).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mirrors_are_tried_in_order_and_get_no_credentials() {
     let image = TestImage::new(1, 10);
     let mut partial = image.content("app", "1");

@@ -1,7 +1,9 @@
-//! Against Debian's `docker-registry`: plain, with TLS, with passwords.
+//! Against Debian's `docker-registry`: plain, with TLS, with passwords, with tokens.
 
 use image_store::{Credentials, ImageError};
-use test_images::{Guard, GuardedRegistry, PASSWORD, REGISTRY, Registry, USER};
+use test_images::{
+    Guard, GuardedRegistry, IDENTITY_TOKEN, PASSWORD, PUBLIC, REGISTRY, Registry, TokenServer, USER,
+};
 
 use crate::{Fixture, chain, image::TestImage, is_installed};
 
@@ -186,4 +188,63 @@ async fn mirrors_that_fail_are_passed_over_and_named() {
     let bad = format!("server = \"http://127.0.0.1:2\"\n{mirrors}");
     let words: &[&str] = &["127.0.0.1:1", "without credentials", "127.0.0.1:2"];
     expect(&bad, Some(words)).await;
+}
+
+/// The registry verifies each token: its signature, for whom and for what it is,
+/// and its time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn token_is_fetched_for_who_asks_and_verified_by_the_registry() {
+    let Some((registry, image)) = registry() else {
+        return;
+    };
+    let public = format!("{PUBLIC}app");
+    registry.push(&public, "v1", &image.blobs()).unwrap();
+    let tokens = TokenServer::start().unwrap();
+    let guarded = registry.with_tokens(&tokens).unwrap();
+    let hosts = format!("server = \"http://{}\"", guarded.address());
+    let fixture = Fixture::new(&hosts);
+    let identity = |token: &str| Some(Credentials::IdentityToken(token.into()));
+
+    let refused = "denies access with the credentials given";
+    for (credentials, words) in [
+        (None, "denies access without credentials"),
+        (basic("wrong"), refused),
+        (identity("wrong"), refused),
+        // Signed by nobody.
+        (Some(Credentials::RegistryToken("a.b.c".into())), refused),
+    ] {
+        let result = fixture.store.pull(NAME, credentials, |_| {}).await;
+        let text = chain(&result.unwrap_err());
+        assert!(text.contains(words), "{text}");
+    }
+    // Tokens that are good no more, and not yet: each is tried, no other is asked for.
+    for clock in [-3600, 3600] {
+        tokens.set_clock(clock);
+        let before = tokens.requests().len();
+        let result = fixture.store.pull(NAME, basic(PASSWORD), |_| {}).await;
+        let text = chain(&result.unwrap_err());
+        assert!(text.contains(refused), "{text}");
+        assert_eq!(tokens.requests().len(), before + 1);
+    }
+    tokens.set_clock(0);
+    assert!(fixture.files().is_empty());
+
+    let name = format!("reg.test/{public}:v1");
+    for (name, credentials) in [
+        (name.as_str(), None),
+        (NAME, basic(PASSWORD)),
+        (NAME, identity(IDENTITY_TOKEN)),
+    ] {
+        let before = tokens.requests().len();
+        let fixture = Fixture::new(&hosts);
+        let pulled = fixture.store.pull(name, credentials, |_| {}).await.unwrap();
+        assert_eq!(pulled.id, image.config_digest());
+        // One for all of the pull's requests.
+        assert_eq!(tokens.requests().len(), before + 1);
+    }
+    let asked = tokens.requests();
+    assert!(
+        asked.last().unwrap().starts_with("POST /token") && asked[0].starts_with("GET /token?"),
+        "{asked:?}"
+    );
 }
