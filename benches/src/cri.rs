@@ -6,9 +6,10 @@ use crate::report::{Collected, Section};
 use anyhow::Context;
 use cri_api::v1::runtime_service_client::RuntimeServiceClient;
 use cri_api::v1::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
-    ListContainersRequest, PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest,
+    ContainerConfig, ContainerMetadata, ContainerStatusRequest, CreateContainerRequest,
+    ExecSyncRequest, ImageSpec, ListContainersRequest, ListPodSandboxRequest, PodSandboxConfig,
+    PodSandboxMetadata, PodSandboxStatusRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopPodSandboxRequest,
 };
 use hyper_util::rt::TokioIo;
 use spherule_tests::Daemon;
@@ -122,6 +123,7 @@ impl Bench {
                 figures.add("RunPodSandbox", run_ms);
                 figures.add("CreateContainer", create_ms);
                 figures.add("StartContainer", start_ms);
+                figures.add("both: made to running", create_ms + start_ms);
                 figures.add(
                     "all three: asked for to running",
                     run_ms + create_ms + start_ms,
@@ -129,26 +131,34 @@ impl Bench {
                 figures.add("ExecSync of true", exec_ms);
                 figures.add("StopPodSandbox", stop_ms);
                 figures.add("RemovePodSandbox", remove_ms);
+                figures.add("both: stopped and removed", stop_ms + remove_ms);
             }
         }
         Ok(figures.section("calls of the CRI, ms"))
     }
 
-    /// Lists of [`RECORDED`] containers that were made and not started.
+    /// Lists and statuses with [`RECORDED`] containers that were made and not started.
     async fn lists(&mut self) -> anyhow::Result<Section> {
         eprintln!("CRI lists");
         let config = self.config();
         let id = run_sandbox(self.client.clone(), config.clone()).await?;
+        let mut container = String::new();
         for number in 0..RECORDED {
-            create(self.client.clone(), &id, &config, &format!("c{number}")).await?;
+            container = create(self.client.clone(), &id, &config, &format!("c{number}")).await?;
         }
         let mut figures = Collected::default();
         for _ in 0..LISTS {
             let ((), ms) = timed(list(self.client.clone())).await?;
             figures.add(&format!("ListContainers of {RECORDED}"), ms);
+            let ((), ms) = timed(list_sandboxes(self.client.clone())).await?;
+            figures.add("ListPodSandbox", ms);
+            let ((), ms) = timed(status(self.client.clone(), &id)).await?;
+            figures.add("PodSandboxStatus", ms);
+            let ((), ms) = timed(container_status(self.client.clone(), &container)).await?;
+            figures.add("ContainerStatus", ms);
         }
         remove(self.client.clone(), &id).await?;
-        Ok(figures.section("lists, ms"))
+        Ok(figures.section("lists and statuses, ms"))
     }
 
     /// So many sandboxes asked for at the same moment, and what another call
@@ -290,5 +300,30 @@ async fn list(mut client: Client) -> anyhow::Result<()> {
     client
         .list_containers(ListContainersRequest { filter: None })
         .await?;
+    Ok(())
+}
+
+async fn list_sandboxes(mut client: Client) -> anyhow::Result<()> {
+    client
+        .list_pod_sandbox(ListPodSandboxRequest { filter: None })
+        .await?;
+    Ok(())
+}
+
+async fn status(mut client: Client, sandbox: &str) -> anyhow::Result<()> {
+    let request = PodSandboxStatusRequest {
+        pod_sandbox_id: sandbox.into(),
+        verbose: false,
+    };
+    client.pod_sandbox_status(request).await?;
+    Ok(())
+}
+
+async fn container_status(mut client: Client, container: &str) -> anyhow::Result<()> {
+    let request = ContainerStatusRequest {
+        container_id: container.into(),
+        verbose: false,
+    };
+    client.container_status(request).await?;
     Ok(())
 }
