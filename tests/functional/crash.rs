@@ -6,7 +6,8 @@ use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use spherule_tests::Daemon;
-use spherule_tests::manifest::one;
+use spherule_tests::manifest::{container, one, pod};
+use std::time::{Duration, Instant};
 
 pub(crate) const TESTS: &[Test] = &[
     ("pods_outlive_a_killed_daemon", daemon_killed),
@@ -24,6 +25,9 @@ pub(crate) const TESTS: &[Test] = &[
         killed_while_starting,
     ),
 ];
+
+/// Only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn running(pod: &Value) -> bool {
     pod["containers"][0]["state"] == "STATE_RUNNING"
@@ -94,12 +98,31 @@ fn vmm_killed() -> anyhow::Result<()> {
 
 fn vmm_killed_meanwhile() -> anyhow::Result<()> {
     let mut daemon = Daemon::start()?;
-    daemon.run_detached(&one("victim", "echo up; exec sleep 1000", json!({})))?;
-    let pod = daemon.wait_for("victim", "running", running)?;
+    let containers = [
+        container("victim", "echo up; exec sleep 1000", json!({})),
+        // Ends while no daemon runs (on a very slow machine, before), and nobody asks
+        // the agent before the VM ends.
+        container("ends", "sleep 2; exit 6", json!({})),
+    ];
+    daemon.run_detached(&pod("victim", &containers, json!({})))?;
+    let pod = daemon.wait_for("victim", "running", |pod| {
+        let state = &pod["containers"][1]["state"];
+        running(pod) && (state == "STATE_RUNNING" || state == "STATE_TERMINATED")
+    })?;
     daemon.kill()?;
+    let id = pod["id"].as_str().context("id")?;
+    let log = daemon.root().join("pods").join(id).join("kernel.log");
+    let deadline = Instant::now() + PATIENCE;
+    while !std::fs::read_to_string(&log)?.contains("ended: code 6") {
+        ensure!(Instant::now() < deadline, "its end is not in the log");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     kill_process(vmm_pid(&pod)?, Signal::KILL)?;
     daemon.restart()?;
-    daemon.wait_for("victim", "failed", |p| p["phase"] == "PHASE_FAILED")?;
+    let pod = daemon.wait_for("victim", "failed", |p| p["phase"] == "PHASE_FAILED")?;
+    let (victim, ends) = (&pod["containers"][0], &pod["containers"][1]);
+    ensure!(victim["reason"] == "VmDied", "{pod:#}");
+    ensure!(ends["exitCode"] == 6, "{pod:#}");
     daemon.cli(["rm", "victim"])?.ok()?;
     let left = processes_naming(&daemon)?;
     ensure!(left.is_empty(), "left: {left:?}");

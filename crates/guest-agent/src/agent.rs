@@ -519,6 +519,7 @@ impl Agent {
             log::warn(&format!("container {id}: {e}"));
         }
         container.phase = Phase::Exited(Some(exit));
+        log::warn(&guest_api::exit_line(&id, &exit));
         self.events.exited(&id, exit);
         self.ended.push(id);
     }

@@ -1,6 +1,7 @@
 //! The agent's own log: lines into the kernel's log (/dev/kmsg), which the host
 //! keeps. Bounded, so no caller can flood it through the agent.
 
+use guest_api::LOG_PREFIX;
 use std::fs::File;
 use std::io::Write;
 use std::sync::OnceLock;
@@ -47,7 +48,7 @@ fn line(level: u8, text: &str) {
     } else {
         text
     };
-    let mut line = format!("<{level}>spherule-init: {text}").into_bytes();
+    let mut line = format!("<{level}>{LOG_PREFIX}{text}").into_bytes();
     line.truncate(MAX_LINE);
     for byte in &mut line {
         // One record a line, whatever a request's text contains.

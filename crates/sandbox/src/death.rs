@@ -2,6 +2,8 @@
 
 use crate::config::Paths;
 use crate::guest::printable;
+use guest_api::proto::ExitStatus;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -70,6 +72,15 @@ pub(crate) fn last_words(paths: &Paths) -> String {
     let said = tail(&paths.kernel_log()).map(|text| last_lines(&text));
     said.filter(|said| !said.is_empty())
         .unwrap_or_else(|| "none (it printed nothing)".into())
+}
+
+/// How containers ended, by their ids, as the guest's kernel log says: for those whose
+/// exit the agent could not tell before its VM ended. A guest that floods its log may
+/// lose some.
+pub(crate) fn exits(paths: &Paths) -> HashMap<String, ExitStatus> {
+    let log = std::fs::read(paths.kernel_log()).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    log.lines().filter_map(guest_api::parse_exit_line).collect()
 }
 
 /// The last bytes of a file as text.

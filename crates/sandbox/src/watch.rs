@@ -362,8 +362,11 @@ pub(crate) async fn end_containers(
         let why = format!("its virtual machine ended: {cause}");
         (NotReadyReason::VmDied(cause.to_owned()), why)
     };
+    let told = death::exits(&inner.config.paths(&entry.id));
     for container in entry.containers() {
-        let exit = container.known_exit().unwrap_or_else(|| lost(why.clone()));
+        let told = || told.get(&container.id).map(from_guest);
+        let exit = container.known_exit().or_else(told);
+        let exit = exit.unwrap_or_else(|| lost(why.clone()));
         ended(inner, entry, &container, exit).await;
     }
     reason
