@@ -177,6 +177,13 @@ fn of_container() -> anyhow::Result<()> {
     ] {
         refused(pod.update(wish), Code::InvalidArgument, &[word])?;
     }
+    for (wish, words) in [
+        (memory(100 << 30), ["linux.memory_limit_in_bytes", "MiB"]),
+        (cpu(6_400_000), ["linux.cpu_quota", "64 CPUs"]),
+    ] {
+        let words = [words[0], words[1], "recreate the pod"];
+        refused(pod.update(wish), Code::FailedPrecondition, &words)?;
+    }
     // A refusal changes nothing.
     ensure!(pod.control("pids.max")? == "50" && pod.control("memory.max")? == "67108864");
 

@@ -3,11 +3,11 @@
 use crate::error::CriError;
 use crate::resources::to_spec;
 use crate::service::RuntimeServer;
-use crate::sizing::{Needs, needs};
+use crate::sizing::{check_fits, needs};
 use cri_api::v1::{
     LinuxContainerResources, UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse,
 };
-use sandbox::{ResourceSpec, SandboxSpec, SandboxState};
+use sandbox::{ResourceSpec, SandboxState};
 
 /// UpdatePodSandboxResources: limits of all containers together, in force at once.
 /// What the request leaves out stays as it is, what is -1 is limited no more. A
@@ -30,33 +30,12 @@ pub(crate) async fn update_pod_sandbox_resources(
     to_spec("overhead", &overhead, spec.vcpus)?;
     let changed = to_spec("resources", &limits, spec.vcpus)?;
     let needed = needs("resources", &limits, &overhead, &server.config)?;
-    check_fits(spec, &needed)?;
+    check_fits("resources", spec, &needed)?;
     let wanted = overlaid(&spec.resources, &limits, changed);
     if wanted != spec.resources {
         server.sandboxes.update_sandbox(found.id(), wanted).await?;
     }
     Ok(UpdatePodSandboxResourcesResponse {})
-}
-
-/// Refuses what is beyond the VM.
-fn check_fits(spec: &SandboxSpec, needed: &Needs) -> Result<(), CriError> {
-    for (field, needed, has, unit) in [
-        (
-            "memory_limit_in_bytes",
-            needed.memory_mib,
-            spec.memory_mib,
-            "MiB of memory, the guest's own included",
-        ),
-        ("cpu_quota", needed.vcpus, spec.vcpus.into(), "CPUs"),
-    ] {
-        if let Some(needed) = needed.filter(|needed| *needed > has) {
-            return Err(CriError::Precondition(format!(
-                "resources.{field}: needs {needed} {unit}; the virtual machine of sandbox {} has {has} and cannot grow while it runs: recreate the pod",
-                spec.id
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// `current` with what `wish` sets, which is `changed`.

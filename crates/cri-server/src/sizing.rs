@@ -9,6 +9,7 @@ use crate::Config;
 use crate::error::CriError;
 use crate::resources;
 use cri_api::v1::{LinuxContainerResources, LinuxPodSandboxConfig};
+use sandbox::SandboxSpec;
 
 const MIB: u64 = 1 << 20;
 
@@ -61,6 +62,31 @@ pub(crate) fn needs(
         vcpus: (quota > 0).then(|| quota.div_ceil(period)),
         memory_mib: mib(limits).map(|mib| mib.saturating_add(own_mib)),
     })
+}
+
+/// Refuses what is beyond the VM of a sandbox; `context` is the field's name.
+pub(crate) fn check_fits(
+    context: &str,
+    spec: &SandboxSpec,
+    needed: &Needs,
+) -> Result<(), CriError> {
+    for (field, needed, has, unit) in [
+        (
+            "memory_limit_in_bytes",
+            needed.memory_mib,
+            spec.memory_mib,
+            "MiB of memory, the guest's own included",
+        ),
+        ("cpu_quota", needed.vcpus, spec.vcpus.into(), "CPUs"),
+    ] {
+        if let Some(needed) = needed.filter(|needed| *needed > has) {
+            return Err(CriError::Precondition(format!(
+                "{context}.{field}: needs {needed} {unit}; the virtual machine of sandbox {} has {has} and cannot grow while it runs: recreate the pod",
+                spec.id
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The size for what `limits` need, never below the default.
