@@ -13,6 +13,7 @@ mod containers;
 mod crash;
 mod cri;
 mod cri_events;
+mod cri_faults;
 mod cri_images;
 mod cri_refusals;
 mod cri_resources;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
         trials("command_line", command_line::FISH, &lacking("fish")),
         trials("cri", cri::TESTS, no_engine),
         trials("cri_events", cri_events::TESTS, no_engine),
+        trials("cri_faults", cri_faults::TESTS, no_engine),
         trials("cri_resources", cri_resources::TESTS, no_engine),
         trials("cri_refusals", cri_refusals::TESTS, no_engine),
         trials("streaming", streaming::TESTS, no_engine),
