@@ -39,7 +39,31 @@ impl Parser {
     }
 }
 
+/// How a record ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With its line.
+    Line,
+    /// The line goes on in the next record of the stream.
+    Piece,
+}
+
+/// How this line of a log ends; `None` of one that is no record.
+pub(crate) fn end(line: &[u8]) -> Option<End> {
+    let mut parts = line.splitn(4, |b| *b == b' ').skip(1);
+    if !matches!(parts.next()?, b"stdout" | b"stderr") {
+        return None;
+    }
+    // A tag may hold more after a colon (CRI: `P:more`).
+    match parts.next()?.first()? {
+        b'F' => Some(End::Line),
+        b'P' => Some(End::Piece),
+        _ => None,
+    }
+}
+
 fn parse_line(line: &[u8]) -> Option<Record> {
+    let end = end(line)?;
     let mut parts = line.splitn(4, |b| *b == b' ');
     let time = std::str::from_utf8(parts.next()?).ok()?;
     let time = humantime::parse_rfc3339(time)
@@ -51,18 +75,15 @@ fn parse_line(line: &[u8]) -> Option<Record> {
         b"stderr" => true,
         _ => return None,
     };
-    let tag = parts.next()?;
-    let text = parts.next()?;
-    // A tag may hold more after a colon (CRI: `P:more`).
-    let data = match tag.first()? {
-        b'F' => text.to_vec(),
-        b'P' => text.strip_suffix(b"\n")?.to_vec(),
-        _ => return None,
+    let text = parts.nth(1)?;
+    let data = match end {
+        End::Line => text,
+        End::Piece => text.strip_suffix(b"\n")?,
     };
     Some(Record {
         time_ns: i64::try_from(time.as_nanos()).ok()?,
         stderr,
-        data,
+        data: data.to_vec(),
     })
 }
 

@@ -72,7 +72,9 @@ pub use attach::AttachSpec;
 pub use config::{Config, Timeouts};
 pub use error::{SandboxError, chain};
 pub use events::{Change, Event};
-pub use exec::{ExecExit, ExecInput, ExecOutput, ExecResult, ExecSession, ExecSpec, TerminalSize};
+pub use exec::{
+    ExecExit, ExecInput, ExecOutput, ExecResult, ExecSession, ExecSpec, FileCopy, TerminalSize,
+};
 pub use record::{
     BlockVolume, Container, ContainerState, DiskId, Exit, NotReadyReason, Sandbox, SandboxState,
     Stage, Step, UserIds, VmmId, VolumeState, stages,

@@ -1,6 +1,7 @@
 //! The command line: what can be said, and which file does it.
 
 mod client;
+mod copy;
 mod images;
 mod info;
 mod inspect;
@@ -81,6 +82,8 @@ enum Command {
     Exec(session::ExecArgs),
     /// Be the terminal, or the input and output, of a running container
     Attach(session::AttachArgs),
+    /// Copy files and directories into a container or out of it
+    Cp(copy::Args),
     /// Listen on local ports that are a pod's
     PortForward(port_forward::Args),
     /// Print everything known of pods, as JSON
@@ -143,6 +146,7 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Logs(args) => logs::run(daemon, args).await?,
         Command::Exec(args) => return session::exec(daemon, args).await,
         Command::Attach(args) => return session::attach(daemon, args).await,
+        Command::Cp(args) => return copy::run(daemon, args).await,
         Command::PortForward(args) => port_forward::run(daemon, args).await?,
         Command::Inspect(args) => inspect::run(daemon, args).await?,
         Command::Stop(args) => stop::stop(daemon, args).await?,

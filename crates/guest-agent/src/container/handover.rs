@@ -94,6 +94,12 @@ impl Handover {
         }
     }
 
+    /// Child's end: nothing more is said, as after the exec.
+    pub(crate) fn done(&self) {
+        // Fails where the agent has let go, which is as good.
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+    }
+
     /// Agent's end: lets the process go on to its exec.
     pub(crate) fn start(&self) -> Result<(), Errno> {
         rustix::net::send(&self.0, &[1], SendFlags::NOSIGNAL).map(drop)

@@ -113,11 +113,19 @@ pub(crate) fn start_program(
     program: &Program<'_>,
     enter: impl FnOnce() -> Result<(), AgentError>,
 ) -> Result<Infallible, AgentError> {
+    take_rights(checked, identity, enter)?;
+    exec(checked, identity, program)
+}
+
+/// [`start_program`] up to the program.
+pub(crate) fn take_rights(
+    checked: &Checked,
+    identity: &Identity,
+    enter: impl FnOnce() -> Result<(), AgentError>,
+) -> Result<(), AgentError> {
     set_limits(checked)?;
     enter()?;
-    rights::change_identity(checked, identity)
-        .doing(|| "changing to the container's user".into())?;
-    exec(checked, identity, program)
+    rights::change_identity(checked, identity).doing(|| "changing to the container's user".into())
 }
 
 /// Enters the working directory, which is made (the user's own) if missing.

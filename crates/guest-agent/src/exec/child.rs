@@ -5,12 +5,13 @@
 //! cgroup, so it never exists outside either; the container's other namespaces it
 //! joins itself. Until it has become the program it is a copy of the agent within
 //! reach of the container's processes: it has no descriptor but those it needs,
-//! and may not be traced.
+//! and may not be traced. One that copies files stays so to its end.
 
-use super::request::Plan;
+use super::copy;
+use super::request::{Plan, Work};
 use crate::cgroup::Cgroup;
 use crate::container::handover::{Handover, Message};
-use crate::container::init::{Program, start_program};
+use crate::container::init::{Program, start_program, take_rights};
 use crate::container::stdio::{self, AgentStdio, ChildStdio};
 use crate::container::user::Identity;
 use crate::container::{Container, Phase};
@@ -226,8 +227,17 @@ fn become_program(
             .doing(|| "telling the agent".into())?;
     }
     drop(master);
+    let args = match &plan.work {
+        Work::Program(args) => args,
+        Work::Copy(files) => {
+            take_rights(checked, identity, || users.enter())?;
+            process::reset_signals();
+            agent.done();
+            process::exit_now(copy::run(files));
+        }
+    };
     let program = Program {
-        args: &plan.args,
+        args,
         env: &plan.env,
         terminal: plan.terminal,
     };

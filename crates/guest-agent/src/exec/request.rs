@@ -1,5 +1,6 @@
 //! An exec request, checked.
 
+use super::copy::{self, Copy};
 use crate::error::AgentError;
 use guest_api::proto::{ExecRequest, TerminalSize};
 use rustix::termios::Winsize;
@@ -9,8 +10,7 @@ use std::ffi::CString;
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) container_id: String,
-    /// At least one, the first not empty.
-    pub(crate) args: Vec<CString>,
+    pub(crate) work: Work,
     /// Besides the container's.
     pub(crate) env: Vec<String>,
     /// `None`: the container's.
@@ -21,9 +21,27 @@ pub(crate) struct Plan {
     pub(crate) stdin: bool,
 }
 
+/// What the process does.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Becomes a program. At least one argument, the first not empty.
+    Program(Vec<CString>),
+    /// Copies files.
+    Copy(Copy),
+}
+
 /// Checks all fields of `request`.
 pub(crate) fn check(request: ExecRequest) -> Result<Plan, AgentError> {
-    let args = arguments(&request.args)?;
+    let work = match request.copy {
+        None => Work::Program(arguments(&request.args)?),
+        Some(_) if !request.args.is_empty() || request.terminal => {
+            return Err(AgentError::invalid(
+                "copy",
+                "goes with neither arguments nor a terminal",
+            ));
+        }
+        Some(files) => Work::Copy(copy::check(files)?),
+    };
     for (i, entry) in request.env.iter().enumerate() {
         let named = entry
             .split_once('=')
@@ -46,7 +64,7 @@ pub(crate) fn check(request: ExecRequest) -> Result<Plan, AgentError> {
     }
     Ok(Plan {
         container_id: request.container_id,
-        args,
+        work,
         env: request.env,
         cwd,
         terminal: request.terminal,
@@ -112,6 +130,7 @@ mod tests {
         assert_eq!(with(&|r| r.args.push("a\0".into())), "args[1]");
         assert_eq!(with(&|r| r.env.push("=x".into())), "env[0]");
         assert_eq!(with(&|r| r.env.push("A=\0".into())), "env[0]");
+        assert_eq!(with(&|r| r.copy = Some(Default::default())), "copy");
         assert_eq!(with(&|r| r.cwd = "tmp".into()), "cwd");
         assert_eq!(with(&|r| r.cwd = "/\0".into()), "cwd");
     }

@@ -1,5 +1,8 @@
 //! Logs: what the containers wrote, from their log files, all instances of a
-//! container one after the other; on request until the pod has ended.
+//! container one after the other or the one before the newest; on request only the
+//! last of it, and until the pod has ended.
+
+mod tail;
 
 use super::Answers;
 use super::others::Others;
@@ -8,7 +11,7 @@ use crate::status;
 use pod_api::v1::{LogsRequest, LogsResponse, logs_response::Stream};
 use pod_engine::{EngineError, LogFile, LogFiles, PodEngine};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -33,17 +36,43 @@ pub(crate) fn logs(
     } else {
         request.containers
     };
-    for name in &names {
-        source.files(name).map_err(|e| status::of_engine(&e))?;
+    let mut tails = Vec::with_capacity(names.len());
+    for name in names {
+        let files = source.files(&name).map_err(|e| status::of_engine(&e))?;
+        let instance = if request.previous {
+            Some(previous(&files).ok_or_else(|| {
+                Status::not_found(format!(
+                    "container {name} of pod {} has no instance before this one",
+                    request.pod
+                ))
+            })?)
+        } else {
+            None
+        };
+        tails.push(Tail::new(name, instance, request.since_ns));
     }
     let (sender, receiver) = mpsc::channel(64);
     tokio::task::spawn_blocking(move || {
-        let mut tails: Vec<Tail> = names.into_iter().map(Tail::new).collect();
-        if let Err(status) = read(&source, &mut tails, request.follow, &sender) {
+        let read = request
+            .tail_lines
+            .map_or(Ok(()), |lines| skip(&source, &mut tails, lines))
+            .and_then(|()| read(&source, &mut tails, request.follow, &sender));
+        if let Err(error) = read {
+            let status = Status::internal(format!("reading a log: {error}"));
             let _ = sender.blocking_send(Err(status));
         }
     });
     Ok(Box::pin(ReceiverStream::new(receiver)))
+}
+
+/// The instance before the one that runs or has ended for good; of a container that
+/// waits to be started again the one that ended last.
+fn previous(files: &LogFiles) -> Option<usize> {
+    let newest = files.files.len().checked_sub(1)?;
+    if !files.finished && files.files[newest].complete {
+        return Some(newest);
+    }
+    newest.checked_sub(1)
 }
 
 /// A pod, of the engine or of another.
@@ -93,9 +122,23 @@ impl Source {
 
 type Sender = mpsc::Sender<Result<LogsResponse, Status>>;
 
+/// Goes to where the last lines of each container begin.
+fn skip(source: &Source, tails: &mut [Tail], lines: u64) -> io::Result<()> {
+    for tail in tails {
+        // A pod that was removed meanwhile has nothing to read.
+        if let Ok(files) = source.files(&tail.container) {
+            let wanted = tail.wanted(&files.files);
+            let place = tail::begin(wanted, lines)?;
+            tail.done = place.file;
+            tail.offset = place.offset;
+        }
+    }
+    Ok(())
+}
+
 /// Reads until everything was sent; while following, until the containers have
 /// ended for good.
-fn read(source: &Source, tails: &mut [Tail], follow: bool, sender: &Sender) -> Result<(), Status> {
+fn read(source: &Source, tails: &mut [Tail], follow: bool, sender: &Sender) -> io::Result<()> {
     loop {
         let mut finished = true;
         for tail in &mut *tails {
@@ -104,11 +147,9 @@ fn read(source: &Source, tails: &mut [Tail], follow: bool, sender: &Sender) -> R
             let Ok(files) = source.files(&tail.container) else {
                 return Ok(());
             };
-            finished &= files.finished;
-            if !tail
-                .read(&files.files, sender)
-                .map_err(|e| Status::internal(e.to_string()))?
-            {
+            // An earlier instance is complete.
+            finished &= files.finished || tail.instance.is_some();
+            if !tail.read(&files.files, sender)? {
                 return Ok(());
             }
         }
@@ -122,22 +163,40 @@ fn read(source: &Source, tails: &mut [Tail], follow: bool, sender: &Sender) -> R
 /// How far one container's files were read.
 struct Tail {
     container: String,
+    /// Of this instance only.
+    instance: Option<usize>,
+    /// Nothing that was written before, in nanoseconds since the epoch.
+    since_ns: i64,
     /// Files of earlier instances, read to their end.
     done: usize,
+    /// Where reading begins in the file after these, in bytes.
+    offset: u64,
     open: Option<(File, Parser)>,
 }
 
 impl Tail {
-    fn new(container: String) -> Self {
+    fn new(container: String, instance: Option<usize>, since_ns: i64) -> Self {
         Self {
             container,
+            instance,
+            since_ns,
             done: 0,
+            offset: 0,
             open: None,
+        }
+    }
+
+    /// Those of all files that are to be read.
+    fn wanted<'a>(&self, files: &'a [LogFile]) -> &'a [LogFile] {
+        match self.instance {
+            None => files,
+            Some(instance) => files.get(instance..=instance).unwrap_or_default(),
         }
     }
 
     /// Sends what is new; false when the caller is gone.
     fn read(&mut self, files: &[LogFile], sender: &Sender) -> io::Result<bool> {
+        let files = self.wanted(files);
         while let Some(file) = files.get(self.done) {
             if !self.read_file(&file.path, sender)? {
                 return Ok(false);
@@ -155,7 +214,10 @@ impl Tail {
     fn read_file(&mut self, path: &Path, sender: &Sender) -> io::Result<bool> {
         if self.open.is_none() {
             match File::open(path) {
-                Ok(file) => self.open = Some((file, Parser::default())),
+                Ok(mut file) => {
+                    file.seek(SeekFrom::Start(std::mem::take(&mut self.offset)))?;
+                    self.open = Some((file, Parser::default()));
+                }
                 // Not begun yet, or an instance that never started.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
                 Err(e) => return Err(e),
@@ -170,7 +232,9 @@ impl Tail {
             if n == 0 {
                 return Ok(true);
             }
-            for record in parser.push(&bytes[..n]) {
+            let mut records = parser.push(&bytes[..n]);
+            records.retain(|record| record.time_ns >= self.since_ns);
+            for record in records {
                 if sender
                     .blocking_send(Ok(message(&self.container, record)))
                     .is_err()

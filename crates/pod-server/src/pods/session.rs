@@ -3,13 +3,14 @@
 
 use super::{Answers, Pods};
 use crate::status;
+use pod_api::v1::file_copy::Way;
 use pod_api::v1::session_input::Kind as In;
 use pod_api::v1::session_output::Kind as Out;
 use pod_api::v1::{
     AttachRequest, ExecRequest, SessionExit, SessionInput, SessionOutput, TerminalSize,
     attach_request, exec_request,
 };
-use sandbox::{AttachSpec, ExecInput, ExecOutput, ExecSession, ExecSpec, SandboxError};
+use sandbox::{AttachSpec, ExecInput, ExecOutput, ExecSession, ExecSpec, FileCopy, SandboxError};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,8 +26,10 @@ pub(super) async fn exec(
         return Err(no_start());
     };
     let container = pods.container(&start.pod, &start.container)?;
+    let copy = start.copy.map(file_copy).transpose()?;
     let spec = ExecSpec {
         args: start.command,
+        copy,
         terminal: start.terminal,
         size: start.size.map(size),
         stdin: start.stdin,
@@ -62,6 +65,17 @@ pub(super) async fn attach(
         _ => None,
     };
     Ok(serve(session.map_err(|e| failed(&e))?, requests, input))
+}
+
+fn file_copy(copy: pod_api::v1::FileCopy) -> Result<FileCopy, Status> {
+    match copy.way() {
+        Way::FromContainer => Ok(FileCopy::Send(copy.path)),
+        Way::ToContainer => Ok(FileCopy::Receive {
+            path: copy.path,
+            name: copy.name,
+        }),
+        Way::Unspecified => Err(Status::invalid_argument("start.copy.way: required")),
+    }
 }
 
 fn no_start() -> Status {

@@ -29,8 +29,11 @@ const MAX_BYTES: usize = 512 << 10;
 /// environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExecSpec {
-    /// Program and arguments; not empty.
+    /// Program and arguments; not empty, but for a copy.
     pub args: Vec<String>,
+    /// Instead of a program: the guest's agent copies files as the container's user,
+    /// by stdin or stdout, in frames with a [`proto::CopyItem`] each.
+    pub copy: Option<FileCopy>,
     /// NAME=VALUE, besides the container's.
     pub env: Vec<String>,
     /// Absolute; `None`: the container's.
@@ -42,6 +45,33 @@ pub struct ExecSpec {
     /// Standard input stays open until [`ExecInput::StdinClosed`]; otherwise it is
     /// /dev/null.
     pub stdin: bool,
+}
+
+/// Files of a container. Paths are absolute, or relative to its working directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileCopy {
+    /// This path and what is beneath it, to stdout.
+    Send(Vec<u8>),
+    /// From stdin.
+    Receive {
+        /// Where the copy goes, or a directory that it goes into.
+        path: Vec<u8>,
+        /// Its name in a directory; empty: the path must be a directory, and gets the
+        /// copy's content.
+        name: Vec<u8>,
+    },
+}
+
+impl From<&FileCopy> for proto::FileCopy {
+    fn from(copy: &FileCopy) -> Self {
+        use proto::file_copy::Way;
+        let (way, path, name) = match copy {
+            FileCopy::Send(path) => (Way::Send, path.clone(), Vec::new()),
+            FileCopy::Receive { path, name } => (Way::Receive, path.clone(), name.clone()),
+        };
+        let way = way.into();
+        Self { way, path, name }
+    }
 }
 
 /// Size of a terminal in characters.
@@ -142,6 +172,7 @@ fn request(container: &str, spec: &ExecSpec) -> proto::ExecRequest {
         terminal: spec.terminal,
         size: spec.size.map(Into::into),
         stdin: spec.stdin,
+        copy: spec.copy.as_ref().map(Into::into),
     }
 }
 
@@ -161,8 +192,12 @@ fn check(spec: &ExecSpec) -> Result<(), SandboxError> {
             message: message.to_owned(),
         })
     };
-    if spec.args.first().is_none_or(String::is_empty) {
-        return invalid("command", "required");
+    match (&spec.copy, spec.args.first()) {
+        (Some(_), Some(_)) => return invalid("command", "goes with no copy of files"),
+        (None, first) if first.is_none_or(String::is_empty) => {
+            return invalid("command", "required");
+        }
+        _ => {}
     }
     let texts = || spec.args.iter().chain(&spec.env).chain(&spec.cwd);
     if texts().any(|text| text.contains('\0')) {

@@ -102,8 +102,8 @@ async fn follow(daemon: &mut Daemon, id: &str) -> anyhow::Result<Pod> {
         .into_inner();
     let request = LogsRequest {
         pod: id.into(),
-        containers: Vec::new(),
         follow: true,
+        ..LogsRequest::default()
     };
     let mut lines = daemon
         .pods
@@ -111,7 +111,7 @@ async fn follow(daemon: &mut Daemon, id: &str) -> anyhow::Result<Pod> {
         .await
         .map_err(refused)?
         .into_inner();
-    let mut printer = Printer::new(true);
+    let mut printer = Printer::new(true, false);
     let mut progress = Some(Progress::new());
     let mut trouble = None;
     let mut addresses = Vec::new();

@@ -66,17 +66,9 @@ pub(crate) async fn exec(mut daemon: Daemon, args: ExecArgs) -> anyhow::Result<E
         stdin: args.stdin,
         terminal: args.tty,
         size: args.tty.then(terminal::size).flatten(),
+        copy: None,
     };
-    let (input, inputs) = mpsc::channel(BACKLOG);
-    let start = exec_request::Kind::Start(start);
-    let inputs = ReceiverStream::new(inputs).map(exec_request::Kind::Input);
-    let requests = tokio_stream::once(start).chain(inputs);
-    let requests = requests.map(|kind| ExecRequest { kind: Some(kind) });
-    let output = daemon.pods.exec(requests).await.map_err(refused)?;
-    let streams = Streams {
-        input,
-        output: output.into_inner(),
-    };
+    let streams = Streams::exec(&mut daemon, start).await?;
     streams.serve(args.stdin, args.tty, false).await
 }
 
@@ -109,12 +101,24 @@ pub(crate) async fn attach(mut daemon: Daemon, args: AttachArgs) -> anyhow::Resu
 
 /// Both ways of a session.
 #[derive(Debug)]
-struct Streams {
-    input: mpsc::Sender<SessionInput>,
-    output: Streaming<SessionOutput>,
+pub(super) struct Streams {
+    pub(super) input: mpsc::Sender<SessionInput>,
+    pub(super) output: Streaming<SessionOutput>,
 }
 
 impl Streams {
+    /// Of a command, once it runs.
+    pub(super) async fn exec(daemon: &mut Daemon, start: ExecStart) -> anyhow::Result<Self> {
+        let (input, inputs) = mpsc::channel(BACKLOG);
+        let start = exec_request::Kind::Start(start);
+        let inputs = ReceiverStream::new(inputs).map(exec_request::Kind::Input);
+        let requests = tokio_stream::once(start).chain(inputs);
+        let requests = requests.map(|kind| ExecRequest { kind: Some(kind) });
+        let output = daemon.pods.exec(requests).await.map_err(refused)?;
+        let output = output.into_inner();
+        Ok(Self { input, output })
+    }
+
     async fn serve(self, stdin: bool, terminal: bool, may_leave: bool) -> anyhow::Result<ExitCode> {
         // Before the terminal is changed, so that nothing ends us in between.
         let signals = terminal.then(Signals::catch).transpose()?;

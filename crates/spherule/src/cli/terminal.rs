@@ -22,7 +22,8 @@ impl Raw {
         let before = tcgetattr(&stdin)?;
         let mut raw = before.clone();
         raw.make_raw();
-        tcsetattr(&stdin, OptionalActions::Drain, &raw)?;
+        // Not once its output is drained: who shows it may have stopped.
+        tcsetattr(&stdin, OptionalActions::Now, &raw)?;
         Ok(Some(Self { before }))
     }
 }
@@ -30,7 +31,7 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         // A terminal that has gone needs nothing.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.before);
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
     }
 }
 
