@@ -6,6 +6,7 @@ mod forwards;
 mod fuzz;
 mod requests;
 mod spdy_client;
+mod tls;
 mod vanish;
 mod websocket_client;
 
@@ -38,11 +39,15 @@ impl Fixture {
     }
 
     pub(super) async fn with(limits: Limits) -> Self {
-        let backend = Fake::default();
-        let config = Config {
+        Self::of(Config {
             limits,
             ..Config::loopback()
-        };
+        })
+        .await
+    }
+
+    pub(super) async fn of(config: Config) -> Self {
+        let backend = Fake::default();
         let server = StreamingServer::bind(config, Arc::new(backend.clone())).await;
         let server = server.unwrap();
         Self {

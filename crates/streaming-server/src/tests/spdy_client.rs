@@ -2,14 +2,27 @@
 
 use crate::spdy::{HeaderReader, HeaderWriter};
 use std::collections::HashMap;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Connects to a URL's host and asks; returns the connection and the answer's head.
 pub(super) async fn ask(url: &str, headers: &str) -> (TcpStream, String) {
-    let rest = url.strip_prefix("http://").unwrap();
-    let (host, path) = rest.split_once('/').unwrap();
+    let (host, path) = host_and_path(url);
     let mut socket = TcpStream::connect(host).await.unwrap();
+    let head = ask_on(&mut socket, host, path, headers).await;
+    (socket, head)
+}
+
+pub(super) fn host_and_path(url: &str) -> (&str, &str) {
+    let (_, rest) = url.split_once("://").unwrap();
+    rest.split_once('/').unwrap()
+}
+
+/// Asks on a connection; the answer's head.
+pub(super) async fn ask_on<S>(socket: &mut S, host: &str, path: &str, headers: &str) -> String
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let request = format!("POST /{path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n");
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();
@@ -19,7 +32,7 @@ pub(super) async fn ask(url: &str, headers: &str) -> (TcpStream, String) {
             Err(_) => break,
         }
     }
-    (socket, String::from_utf8(head).unwrap())
+    String::from_utf8(head).unwrap()
 }
 
 /// What asks for SPDY with one protocol.
