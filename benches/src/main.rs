@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: how long the stages of a pod's start take on each engine,
-//! what a pod costs in memory, how long the calls of the CRI take, what its network
-//! carries. Real pods on the real daemon, nothing else: the stages are those that the daemon records
+//! what a pod costs in memory, how long the calls of the CRI take, how fast streams
+//! are, what its network carries. Real pods on the real daemon, nothing else: the
+//! stages are those that the daemon records
 //! for every pod.
 
 mod cri;
@@ -9,6 +10,7 @@ mod network;
 mod report;
 mod start;
 mod statistics;
+mod streaming;
 
 use anyhow::ensure;
 use clap::Parser;
@@ -98,6 +100,7 @@ fn pods(engine: &str, args: &Args) -> anyhow::Result<(String, Vec<Section>)> {
     };
     if with_cri {
         sections.extend(cri::measure(&daemon, args.runs, &args.at_once)?);
+        sections.extend(streaming::measure(&daemon, args.runs)?);
     }
     Ok((detail, sections))
 }
