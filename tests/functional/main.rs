@@ -10,6 +10,7 @@ use std::process::ExitCode;
 mod block_volumes;
 mod command_line;
 mod containers;
+mod copy;
 mod crash;
 mod cri;
 mod cri_events;
@@ -25,6 +26,7 @@ mod images;
 mod inside;
 mod kvm;
 mod lifecycle;
+mod logs;
 mod network;
 mod objects;
 mod pods;
@@ -65,6 +67,8 @@ fn main() -> ExitCode {
         .clone()
         .or(machine.no_network.clone())
         .or(lacking("iptables"));
+    let no_long = no_engine.clone().or(spherule_tests::short());
+    let no_terminal = no_engine.clone().or(lacking("script"));
     let no_rules = no_network.clone().or(lacking("nft"));
     let no_long_network = no_network.clone().or(short());
     let no_names = no_network.clone().or(lacking("dnsmasq"));
@@ -87,11 +91,9 @@ fn main() -> ExitCode {
         trials("guest_faults", guest_faults::TESTS, no_engine),
         trials("command_line", command_line::TESTS, no_engine),
         trials("sessions", sessions::TESTS, no_engine),
-        trials(
-            "sessions",
-            sessions::TERMINALS,
-            &Some("its client may wait for ever".into()),
-        ),
+        trials("sessions", sessions::TERMINALS, &no_terminal),
+        trials("logs", logs::TESTS, no_engine),
+        trials("copy", copy::TESTS, no_engine),
         trials("command_line", command_line::BASH, &lacking("bash")),
         trials("command_line", command_line::ZSH, &lacking("zsh")),
         trials("command_line", command_line::FISH, &lacking("fish")),
@@ -101,6 +103,7 @@ fn main() -> ExitCode {
         trials("cri_resources", cri_resources::TESTS, no_engine),
         trials("cri_refusals", cri_refusals::TESTS, no_engine),
         trials("streaming", streaming::TESTS, no_engine),
+        trials("streaming", streaming::LONG, &no_long),
         trials("network", network::TESTS, &no_network),
         trials("network", network::RULES, &no_rules),
         trials("network", network::NAMES, &no_names),

@@ -3,12 +3,13 @@
 
 use crate::{Test, shared};
 use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use spherule_tests::Daemon;
 use spherule_tests::manifest::one;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 pub(crate) const TESTS: &[Test] = &[
     ("command_has_our_input_output_and_exit_code", exec),
@@ -24,7 +25,6 @@ pub(crate) const TESTS: &[Test] = &[
     ),
 ];
 
-/// Its client waited for ever in the one run it had; not yet understood.
 pub(crate) const TERMINALS: &[Test] = &[(
     "command_on_a_terminal_has_its_size_and_gives_it_back",
     terminal,
@@ -72,47 +72,126 @@ fn exec() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A program below `script`, which makes it a terminal.
+struct Terminal {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: ChildStdout,
+    all: String,
+}
+
+impl Terminal {
+    /// Runs a shell's script with a terminal of 77 by 33.
+    fn new(script: &str) -> anyhow::Result<Self> {
+        let script = format!("stty rows 33 cols 77; {script}");
+        let mut child = Command::new("script")
+            .args(["--quiet", "--return", "--command", &script, "/dev/null"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("script, of the package bsdutils")?;
+        Ok(Self {
+            stdin: child.stdin.take().context("stdin")?,
+            stdout: child.stdout.take().context("stdout")?,
+            child,
+            all: String::new(),
+        })
+    }
+
+    fn type_in(&mut self, keys: &str) -> anyhow::Result<()> {
+        Ok(self.stdin.write_all(keys.as_bytes())?)
+    }
+
+    /// Reads on until this was shown.
+    fn until(&mut self, word: &str) -> anyhow::Result<()> {
+        while !self.all.contains(word) {
+            let mut bytes = [0; 1000];
+            let read = self.stdout.read(&mut bytes)?;
+            ensure!(read > 0, "no {word:?} in {:?}", self.all);
+            self.all.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A `spherule` command as a shell's words.
+fn words(daemon: &Daemon, args: &[&str]) -> String {
+    let command = daemon.command(args.iter().copied());
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    // Quotes within are ended, escaped and begun again.
+    let words = words.map(|w| format!("'{}'", w.to_string_lossy().replace('\'', r"'\''")));
+    words.collect::<Vec<_>>().join(" ")
+}
+
 fn terminal() -> anyhow::Result<()> {
     let daemon = shared::daemon()?;
     pod("terminal", "sleep 100000")?;
-    let exec = daemon.command(["exec", "-i", "-t", "terminal", "--", "sh"]);
-    let words = std::iter::once(exec.get_program()).chain(exec.get_args());
-    let exec: Vec<_> = words.map(|w| w.to_string_lossy()).collect();
-    let script = format!(
-        "stty rows 33 cols 77; {}; echo code $?; stty -a",
-        exec.join(" ")
+    // ^C reaches the command, not us; the size is ours, also when it changes while
+    // the command prints.
+    let within = r#"
+        trap 'echo inter""rupted' INT; stty size; echo u""p
+        while test "$(stty size)" != "40 100"; do echo tick; usleep 10000; done
+        echo res""ized; exit 9"#;
+    let first = words(
+        &daemon,
+        &["exec", "-it", "terminal", "--", "sh", "-c", within],
     );
-    let mut child = Command::new("script")
-        .args(["--quiet", "--return", "--command", &script, "/dev/null"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("script, of the package bsdutils")?;
-    let mut stdin = child.stdin.take().context("stdin")?;
-    let mut shown = BufReader::new(child.stdout.take().context("stdout")?);
-    let mut all = String::new();
-    let mut until = |word: &str| -> anyhow::Result<()> {
-        while !all.contains(word) {
-            let mut bytes = [0; 1000];
-            let read = shown.read(&mut bytes)?;
-            ensure!(read > 0, "no {word:?} in {all:?}");
-            all.push_str(&String::from_utf8_lossy(&bytes[..read]));
-        }
-        Ok(())
-    };
-    // The shell's prompt, then what only a raw terminal passes on: ^C.
-    until("# ")?;
-    stdin.write_all(b"stty size; trap 'echo inter''rupted' INT\n")?;
-    until("33 77")?;
-    stdin.write_all(b"\x03")?;
-    until("interrupted")?;
-    stdin.write_all(b"exit 9\n")?;
-    until("code 9")?;
-    until("speed")?;
-    until(" echo ")?;
-    ensure!(all.contains(" icanon "), "{all}");
-    drop(stdin);
-    child.wait()?;
+    let asleep = [
+        "exec",
+        "-it",
+        "terminal",
+        "--",
+        "sh",
+        "-c",
+        "echo aga''in; sleep 4322",
+    ];
+    let second = words(&daemon, &asleep);
+    let mut shell = Terminal::new(&format!(
+        "tty; {first}; echo code $?; stty -a
+         sh -c 'echo pid $$ end; exec \"$@\"' sh {second}; echo code $?; stty -a; echo bye"
+    ))?;
+    shell.until("33 77")?;
+    shell.until("up\r\n")?;
+    shell.type_in("\x03")?;
+    shell.until("interrupted")?;
+    let tty = shell
+        .all
+        .lines()
+        .next()
+        .context("a line")?
+        .trim()
+        .to_owned();
+    let resized = Command::new("stty")
+        .args(["-F", &tty, "rows", "40", "cols", "100"])
+        .status()?;
+    ensure!(resized.success(), "{tty}");
+    shell.until("resized")?;
+    shell.until("code 9")?;
+    // A signal that ends us gives the terminal back, too.
+    shell.until("again")?;
+    let (done, pid) = shell.all.split_once("pid ").context("a pid")?;
+    ensure!(
+        done.contains(" icanon ") && done.contains(" echo "),
+        "{done}"
+    );
+    let pid: i32 = pid.split(' ').next().unwrap_or_default().parse()?;
+    let pid = Pid::from_raw(pid).context("a pid")?;
+    kill_process(pid, Signal::TERM)?;
+    shell.until("bye")?;
+    let (_, end) = shell.all.split_once("code 143").context("its code")?;
+    ensure!(end.contains(" icanon ") && end.contains(" echo "), "{end}");
+    // And with us went what we ran.
+    let gone = "while ps | grep -q '[s]leep 4322'; do usleep 1000; done";
+    daemon
+        .cli(["exec", "terminal", "--", "sh", "-c", gone])?
+        .ok()?;
     Ok(())
 }
 
@@ -205,7 +284,7 @@ fn daemon_dies() -> anyhow::Result<()> {
     let script = "while ps | grep -q '[s]leep 4321'; do usleep 1000; done; echo gone";
     let ran = daemon.cli(["exec", "stays", "--", "sh", "-c", script])?;
     ensure!(ran.ok()? == "gone\n");
-    let restarts = daemon.inspect("stays")?["containers"][0]["restart_count"].clone();
+    let restarts = daemon.inspect("stays")?["containers"][0]["restartCount"].clone();
     ensure!(restarts.as_u64().unwrap_or(0) == 0, "{restarts}");
     Ok(())
 }

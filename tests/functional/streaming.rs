@@ -14,6 +14,20 @@ pub(crate) const TESTS: &[Test] = &[
     ("exec_passes_streams_both_ways_and_the_exit_code", exec),
     ("client_that_vanishes_takes_its_command_along", vanish),
     ("port_is_forwarded", forward),
+    ("many_commands_run_side_by_side", side_by_side),
+    ("output_of_exec_sync_is_bounded_and_says_so", bounded),
+    ("commands_end_with_their_container", container_ends),
+    (
+        "ephemeral_container_joins_the_processes_of_its_target",
+        ephemeral,
+    ),
+];
+
+/// What takes long.
+pub(crate) const LONG: &[Test] = &[
+    ("thousands_of_commands_leave_nothing", thousands),
+    ("gibibyte_goes_through_one_forwarded_port", gibibyte),
+    ("gigabyte_that_nobody_reads_is_in_the_log", nobody_reads),
 ];
 
 const V5: &str = "v5.channel.k8s.io";
@@ -159,4 +173,272 @@ fn forward() -> anyhow::Result<()> {
     let told = String::from_utf8_lossy(&heard[&1][2..]).into_owned();
     ensure!(told.contains("8081"), "{told}");
     refused(url(0), Code::InvalidArgument, &["port"])
+}
+
+/// Commands at once.
+const MANY: usize = 64;
+
+fn side_by_side() -> anyhow::Result<()> {
+    let pod = Running::new("streaming-many", "exec sleep 600")?;
+    let mut clients = Vec::new();
+    for number in 0..MANY {
+        let request = pod.request(&format!("cat; exit {number}"));
+        let client = connect(&pod.exec(request)?, V5)?.map_err(anyhow::Error::msg)?;
+        clients.push(client);
+    }
+    // All of them run by now; none has had its input yet.
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.say(0, format!("I am {number}").as_bytes())?;
+        client.end(0)?;
+    }
+    for (number, mut client) in clients.into_iter().enumerate() {
+        let heard = client.hear(|_| false)?;
+        let said = String::from_utf8_lossy(&heard[&1]);
+        ensure!(said == format!("I am {number}"), "{number}: {said}");
+        let status: Value = serde_json::from_slice(&heard[&3])?;
+        let code = &status["details"]["causes"][0]["message"];
+        ensure!(
+            if number == 0 {
+                status["status"] == "Success"
+            } else {
+                *code == number.to_string()
+            },
+            "{number}: {status}"
+        );
+    }
+    Ok(())
+}
+
+fn bounded() -> anyhow::Result<()> {
+    let pod = Running::new("streaming-bounded", "exec sleep 600")?;
+    let request = v1::ExecSyncRequest {
+        container_id: pod.container.clone(),
+        cmd: ["head", "-c", "20000000", "/dev/zero"]
+            .map(str::to_owned)
+            .to_vec(),
+        timeout: 120,
+    };
+    let mut call = pod.cri.runtime.clone().max_decoding_message_size(32 << 20);
+    let answer = pod.cri.wait(call.exec_sync(request))?;
+    ensure!(answer.exit_code == 0);
+    let size = answer.stdout.len();
+    ensure!((16_000_000..=16 << 20).contains(&size), "{size}");
+    let told = String::from_utf8(answer.stderr)?;
+    ensure!(
+        told.contains("16 MiB") && told.contains("dropped"),
+        "{told}"
+    );
+    Ok(())
+}
+
+fn container_ends() -> anyhow::Result<()> {
+    let script = "while ! test -e /end; do usleep 50000; done";
+    let pod = Running::new("streaming-ends", script)?;
+    let url = pod.exec(pod.request("echo up; exec sleep 12345"))?;
+    let late = pod.exec(pod.request("true"))?;
+    let mut client = connect(&url, V5)?.map_err(anyhow::Error::msg)?;
+    client.hear(|heard| heard.get(&1).is_some_and(|said| said == b"up\n"))?;
+    pod.output("touch /end")?;
+    // Killed with it, which is an exit code as any other.
+    let heard = client.hear(|_| false)?;
+    let status: Value = serde_json::from_slice(&heard[&3])?;
+    ensure!(
+        status["details"]["causes"][0]["message"] == "137",
+        "{status}"
+    );
+    // The request was good when it came; its client hears why it is not any more.
+    let heard = connect(&late, V5)?
+        .map_err(anyhow::Error::msg)?
+        .hear(|_| false)?;
+    let status: Value = serde_json::from_slice(&heard[&3])?;
+    ensure!(status["status"] == "Failure", "{status}");
+    ensure!(
+        status["message"].to_string().contains("Running"),
+        "{status}"
+    );
+    Ok(())
+}
+
+fn ephemeral() -> anyhow::Result<()> {
+    let pod = Running::new("streaming-debug", "exec sleep 86421")?;
+    let mut config = container_config("debugger", "ps -o pid,args; cat; exit 4");
+    config.stdin = true;
+    config.stdin_once = true;
+    let namespaces = v1::NamespaceOption {
+        pid: v1::NamespaceMode::Target.into(),
+        target_id: pod.container.clone(),
+        ..v1::NamespaceOption::default()
+    };
+    let linux = config.linux.get_or_insert_default();
+    let security = linux.security_context.get_or_insert_default();
+    security.namespace_options = Some(namespaces);
+    let logs = tempfile::tempdir()?;
+    let sandbox = sandbox_config("streaming-debug", logs.path());
+    let debugger = pod.cri.create(&pod.sandbox, config, &sandbox)?;
+    pod.cri.start(&debugger)?;
+    let request = v1::AttachRequest {
+        container_id: debugger.clone(),
+        stdin: true,
+        stdout: true,
+        ..v1::AttachRequest::default()
+    };
+    let url = pod.cri.wait(pod.cri.runtime.clone().attach(request))?.url;
+    let mut client = connect(&url, V5)?.map_err(anyhow::Error::msg)?;
+    client.say(0, b"typed in")?;
+    client.end(0)?;
+    let heard = client.hear(|_| false)?;
+    let said = String::from_utf8_lossy(&heard[&1]).into_owned();
+    ensure!(said.ends_with("typed in"), "{said}");
+    // What it printed before we were there is in its log, as kubectl debug shows it.
+    let log = std::fs::read_to_string(pod._logs.path().join("debugger.log"))?;
+    ensure!(
+        log.lines().any(|line| line.contains(" 1 sleep 86421")),
+        "{log}"
+    );
+    // It goes, its target stays.
+    pod.cri.remove(&debugger)?;
+    ensure!(pod.output("ps -o args")?.contains("sleep 86421"));
+    Ok(())
+}
+
+/// Descriptors and memory (KiB) of the daemon.
+fn held(pid: u32) -> anyhow::Result<(usize, u64)> {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let rss = rss.context("VmRSS")?.trim().trim_end_matches(" kB");
+    Ok((open, rss.parse()?))
+}
+
+fn thousands() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    let pod = Running::new("streaming-thousands", "exec sleep 6000")?;
+    // Of the guest: processes, descriptors of the agent, cgroups, memory in use.
+    let guest = "ls -d /proc/[0-9]* | wc -l; find /sys/fs/cgroup -type d | wc -l";
+    let free = "grep -E '^(MemAvailable|Slab)' /proc/meminfo";
+    let run = |count: usize| -> anyhow::Result<()> {
+        for number in 0..count {
+            let url = pod.exec(pod.request("echo $((6 * 7))"))?;
+            let mut client = connect(&url, V5)?.map_err(anyhow::Error::msg)?;
+            // Every tenth client does not wait for the answer.
+            if number % 10 > 0 {
+                let heard = client.hear(|_| false)?;
+                ensure!(heard[&1] == b"42\n", "{number}: {heard:?}");
+            }
+        }
+        Ok(())
+    };
+    run(200)?;
+    let settled = |before: &str| -> anyhow::Result<String> {
+        let start = Instant::now();
+        loop {
+            let now = pod.output(guest)?;
+            if now == before || start.elapsed() > PATIENCE {
+                return Ok(now);
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    let quiet = pod.output(guest)?;
+    let quiet = settled(&quiet)?;
+    let (files, rss) = held(daemon.pid())?;
+    let memory = pod.output(free)?;
+    run(3000)?;
+    let after = settled(&quiet)?;
+    ensure!(after == quiet, "the guest had {quiet}, has {after}");
+    let start = Instant::now();
+    let mut now = held(daemon.pid())?;
+    while now.0 > files && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(200));
+        now = held(daemon.pid())?;
+    }
+    eprintln!("daemon: {files} descriptors, {rss} KiB; after 3000 commands {now:?}");
+    eprintln!("guest: {memory} after {}", pod.output(free)?);
+    ensure!(now.0 <= files, "{} descriptors, {files} before", now.0);
+    ensure!(now.1 < rss + 20_000, "{} KiB, {rss} before", now.1);
+    Ok(())
+}
+
+fn gibibyte() -> anyhow::Result<()> {
+    let server = "exec nc -ll -p 8080 -e sh -c 'head -c 1073741824 | md5sum'";
+    let pod = Running::new("streaming-gibibyte", server)?;
+    let request = v1::PortForwardRequest {
+        pod_sandbox_id: pod.sandbox.clone(),
+        port: vec![8080],
+    };
+    let listens = "while ! netstat -ltn | grep -q :8080; do usleep 10000; done";
+    pod.output(listens)?;
+    let url = pod
+        .cri
+        .wait(pod.cri.runtime.clone().port_forward(request))?
+        .url;
+    let mut client = connect(&url, "v4.channel.k8s.io")?.map_err(anyhow::Error::msg)?;
+    let piece: Vec<u8> = (0..1u32 << 20)
+        .map(|n| (n % 251).to_le_bytes()[0])
+        .collect();
+    let start = Instant::now();
+    for _ in 0..1024 {
+        client.say(0, &piece)?;
+    }
+    let heard = client.hear(|heard| heard.get(&0).is_some_and(|said| said.len() >= 34))?;
+    eprintln!("1 GiB through one forwarded port in {:?}", start.elapsed());
+    let mut md5 = std::process::Command::new("md5sum")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let mut stdin = md5.stdin.take().context("stdin")?;
+    for _ in 0..1024 {
+        std::io::Write::write_all(&mut stdin, &piece)?;
+    }
+    drop(stdin);
+    let ours = md5.wait_with_output()?.stdout;
+    ensure!(heard[&0][2..34] == ours[..32], "{heard:?}");
+    Ok(())
+}
+
+fn nobody_reads() -> anyhow::Result<()> {
+    // Lines of 100 bytes, 1 GB of them; attached to it is one that never reads.
+    let line = "x".repeat(99);
+    let script = format!("read go; yes {line} | head -n 10000000; sleep 600");
+    let cri = Cri::connect(&*shared::daemon()?)?;
+    let logs = tempfile::tempdir()?;
+    let config = sandbox_config("streaming-nobody", logs.path());
+    let sandbox = cri.run(&config)?;
+    let mut container = container_config("c", &script);
+    container.stdin = true;
+    let container = cri.create(&sandbox, container, &config)?;
+    let pod = Running {
+        cri,
+        sandbox,
+        container,
+        _logs: logs,
+    };
+    pod.cri.start(&pod.container)?;
+    let request = v1::AttachRequest {
+        container_id: pod.container.clone(),
+        stdin: true,
+        stdout: true,
+        ..v1::AttachRequest::default()
+    };
+    let url = pod.cri.wait(pod.cri.runtime.clone().attach(request))?.url;
+    let mut stalls = connect(&url, V5)?.map_err(anyhow::Error::msg)?;
+    stalls.say(0, b"go\n")?;
+    let start = Instant::now();
+    let log = pod._logs.path().join("c.log");
+    // Others of its streams go on meanwhile.
+    while !pod.output("ps -o args")?.contains("sleep 600") {
+        ensure!(
+            start.elapsed() < Duration::from_secs(1800),
+            "it still prints"
+        );
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    eprintln!("1 GB was printed in {:?}", start.elapsed());
+    let mut lines = 0u32;
+    for read in std::io::BufRead::lines(std::io::BufReader::new(std::fs::File::open(&log)?)) {
+        ensure!(read?.ends_with(&line), "line {lines} is cut");
+        lines += 1;
+    }
+    ensure!(lines == 10_000_000, "{lines} lines are in the log");
+    Ok(())
 }

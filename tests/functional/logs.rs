@@ -1,0 +1,106 @@
+//! What containers wrote, as kubectl's users ask for it.
+
+use crate::{Test, shared};
+use anyhow::ensure;
+use serde_json::{Value, json};
+use spherule_tests::manifest::{container, pod};
+use std::process::Stdio;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("parts_of_logs_are_shown_as_asked_for", parts),
+    ("logs_that_are_followed_begin_at_their_tail", follow),
+];
+
+/// A pod whose container ends once, then goes on until /v/end is there.
+const SCRIPT: &str = "
+    if ! test -e /v/again; then
+        touch /v/again
+        echo one; echo two; exit 1
+    fi
+    echo three; echo four; printf half; echo four-and-a-half >&2; printf ' five\\n'
+    while ! test -e /v/end; do usleep 100000; done
+    echo last";
+
+fn start(name: &str) -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    let mounts = json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]});
+    let spec = json!({
+        "restartPolicy": "OnFailure",
+        "volumes": [{"name": "v", "emptyDir": {}}],
+    });
+    let containers = [container("c", SCRIPT, mounts)];
+    daemon.run_detached(&pod(name, &containers, spec))?;
+    daemon.wait_for_output(name, " five\n")
+}
+
+fn parts() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    start("logs")?;
+    let logs = |args: &[&str]| {
+        daemon
+            .cli(["logs", "logs"].into_iter().chain(args.iter().copied()))?
+            .ok()
+    };
+    ensure!(logs(&[])? == "one\ntwo\nthree\nfour\nhalf five\n");
+    ensure!(logs(&["--all-containers", "--tail=-1"])? == logs(&[])?);
+    ensure!(logs(&["--tail", "0"])?.is_empty());
+    // stderr's line is one of the last, too.
+    let two = daemon.cli(["logs", "logs", "--tail", "2"])?;
+    ensure!(two.stderr == "four-and-a-half\n", "{two}");
+    ensure!(two.ok()? == "half five\n");
+    // Over both instances.
+    ensure!(logs(&["--tail=5"])? == "two\nthree\nfour\nhalf five\n");
+    ensure!(logs(&["--previous"])? == "one\ntwo\n");
+    ensure!(logs(&["-p", "--tail", "1", "--prefix"])? == "[c] two\n");
+
+    // Times are the records' own, and --since-time understands them.
+    let timed = logs(&["--timestamps"])?;
+    let lines: Vec<(&str, &str)> = timed.lines().filter_map(|l| l.split_once(' ')).collect();
+    ensure!(lines.len() == 5 && lines[4].1 == "half five", "{timed}");
+    ensure!(lines.is_sorted_by_key(|line| line.0), "{timed}");
+    let (second, _) = lines[2];
+    ensure!(logs(&["--since-time", second])? == "three\nfour\nhalf five\n");
+    ensure!(logs(&["--since", "1h"])? == logs(&[])?);
+    ensure!(logs(&["--since-time", "2100-01-01T00:00:00Z"])?.is_empty());
+
+    let wrong: [(&[&str], &str); 4] = [
+        (&["--since", "soon"], "soon"),
+        (&["--since", "1s", "--since-time", second], "--since-time"),
+        (&["-c", "c", "--all-containers"], "--all-containers"),
+        (&["-c", "ghost"], "ghost"),
+    ];
+    for (args, word) in wrong {
+        let refused = daemon.cli(["logs", "logs"].into_iter().chain(args.iter().copied()))?;
+        ensure!(
+            refused.code != Some(0) && refused.stderr.contains(word),
+            "{refused}"
+        );
+    }
+    daemon.cli(["rm", "--force", "logs"])?.ok()?;
+    Ok(())
+}
+
+fn follow() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    start("logs-follow")?;
+    let follows = daemon
+        .command(["logs", "-f", "--tail", "1", "logs-follow"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    daemon
+        .cli(["exec", "logs-follow", "--", "touch", "/v/end"])?
+        .ok()?;
+    let out = follows.wait_with_output()?;
+    let said = String::from_utf8_lossy(&out.stdout);
+    // What was the last line when it began to read.
+    ensure!(
+        matches!(&*said, "half five\nlast\n" | "last\n") && out.status.success(),
+        "{out:?}"
+    );
+    let over = |pod: &Value| pod["phase"] == "PHASE_SUCCEEDED";
+    daemon.wait_for("logs-follow", "over", over)?;
+    // It has ended well, and the one before it has not.
+    let previous = daemon.cli(["logs", "--previous", "logs-follow"])?;
+    ensure!(previous.ok()? == "one\ntwo\n");
+    Ok(())
+}
