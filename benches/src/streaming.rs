@@ -41,10 +41,10 @@ pub(crate) fn measure(daemon: &Daemon, runs: usize) -> anyhow::Result<Vec<Sectio
         eprintln!("streams: run {run} of {runs}");
         let plain = plain_copy()?;
         rates.add("unix socket, MB/s", plain);
-        let ways: [(&str, fn(&Pod) -> anyhow::Result<f64>); 3] = [
-            ("exec stdout", Pod::exec_stdout),
-            ("attach", Pod::attach),
-            ("port-forward", Pod::forward),
+        let ways: [(&str, fn(&Pod<'_>) -> anyhow::Result<f64>); 3] = [
+            ("exec stdout", |pod| pod.exec_stdout()),
+            ("attach", |pod| pod.attach()),
+            ("port-forward", |pod| pod.forward()),
         ];
         for (name, way) in ways {
             let before = pod.cpu_seconds()?;

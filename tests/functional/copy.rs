@@ -17,7 +17,9 @@ fn text(path: &Path) -> anyhow::Result<&str> {
 fn both_ways() -> anyhow::Result<()> {
     let daemon = shared::daemon()?;
     // PATH leads nowhere: no tar, no sh, nothing. As a user that is not root.
+    let script = "while ! /bin/test -e /v/end; do /bin/usleep 50000; done";
     let c = json!({
+        "command": ["/bin/sh", "-c", script],
         "env": [{"name": "PATH", "value": "/nowhere"}],
         "securityContext": {"runAsUser": 1000, "runAsGroup": 1000},
         "volumeMounts": [{"name": "v", "mountPath": "/v"}],
@@ -26,7 +28,6 @@ fn both_ways() -> anyhow::Result<()> {
         "volumes": [{"name": "v", "emptyDir": {}}],
         "securityContext": {"fsGroup": 1000},
     });
-    let script = "while ! /bin/test -e /v/end; do /bin/usleep 50000; done";
     daemon.run_detached(&pod("cp", &[container("c", script, c)], spec))?;
     let runs = |pod: &Value| pod["containers"][0]["state"] == "STATE_RUNNING";
     daemon.wait_for("cp", "running", runs)?;

@@ -46,11 +46,14 @@ struct Running {
 
 impl Running {
     fn new(name: &str, script: &str) -> anyhow::Result<Self> {
+        Self::with(name, container_config("c", script))
+    }
+
+    fn with(name: &str, container: v1::ContainerConfig) -> anyhow::Result<Self> {
         let cri = Cri::connect(&*shared::daemon()?)?;
         let logs = tempfile::tempdir()?;
         let config = sandbox_config(name, logs.path());
         let sandbox = cri.run(&config)?;
-        let container = container_config("c", script);
         let container = cri.create(&sandbox, container, &config)?;
         let running = Self {
             cri,
@@ -259,19 +262,27 @@ fn container_ends() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ephemeral() -> anyhow::Result<()> {
-    let pod = Running::new("streaming-debug", "exec sleep 86421")?;
-    let mut config = container_config("debugger", "ps -o pid,args; cat; exit 4");
-    config.stdin = true;
-    config.stdin_once = true;
-    let namespaces = v1::NamespaceOption {
-        pid: v1::NamespaceMode::Target.into(),
-        target_id: pod.container.clone(),
-        ..v1::NamespaceOption::default()
-    };
+/// A container with these processes to see.
+fn seeing(name: &str, script: &str, mode: v1::NamespaceMode, target: &str) -> v1::ContainerConfig {
+    let mut config = container_config(name, script);
     let linux = config.linux.get_or_insert_default();
     let security = linux.security_context.get_or_insert_default();
-    security.namespace_options = Some(namespaces);
+    security.namespace_options = Some(v1::NamespaceOption {
+        pid: mode.into(),
+        target_id: target.to_owned(),
+        ..v1::NamespaceOption::default()
+    });
+    config
+}
+
+fn ephemeral() -> anyhow::Result<()> {
+    use v1::NamespaceMode::{Container, Target};
+    let target = seeing("c", "exec sleep 86421", Container, "");
+    let pod = Running::with("streaming-debug", target)?;
+    let script = "ps -o pid,args; cat; exit 4";
+    let mut config = seeing("debugger", script, Target, &pod.container);
+    config.stdin = true;
+    config.stdin_once = true;
     let logs = tempfile::tempdir()?;
     let sandbox = sandbox_config("streaming-debug", logs.path());
     let debugger = pod.cri.create(&pod.sandbox, config, &sandbox)?;

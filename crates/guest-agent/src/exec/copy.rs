@@ -56,11 +56,16 @@ pub(super) fn run(copy: &Copy) -> i32 {
         Ok(true) => 1,
         Err(error) => {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            // Nobody to tell is nothing to do about.
-            let _ = writeln!(io::stderr(), "{error}{}", cause.unwrap_or_default());
+            tell(&format!("{error}{}", cause.unwrap_or_default()));
             1
         }
     }
+}
+
+/// A line of stderr, in one piece.
+fn tell(what: &str) {
+    // Nobody to tell is nothing to do about.
+    let _ = io::stderr().write_all(format!("{what}\n").as_bytes());
 }
 
 fn send(path: &Path) -> Result<bool, CopyError> {
@@ -93,7 +98,7 @@ fn receive(path: &Path, name: Option<&OsStr>) -> Result<bool, CopyError> {
             if let Some(what) = receiver.take(item)? {
                 // What the sender left out is told here, too: it says so nowhere else.
                 left_out = true;
-                let _ = writeln!(io::stderr(), "{what}");
+                tell(&what);
             }
         }
     }

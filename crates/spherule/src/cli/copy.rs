@@ -176,8 +176,9 @@ async fn receive(
                 }
             }
             Out::Stderr(bytes) => {
-                let text = String::from_utf8_lossy(&bytes);
-                eprintln!("{}", text.trim_end().escape_debug());
+                for line in String::from_utf8_lossy(&bytes).lines() {
+                    eprintln!("{}", line.escape_debug());
+                }
             }
             Out::Exited(exit) => code = Some(exit.code),
             Out::Lost(_) => {}
