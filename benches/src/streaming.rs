@@ -25,6 +25,9 @@ const ERROR: u8 = 3;
 /// Clock ticks a second of /proc/PID/stat, on every Linux that Rust runs on.
 const TICKS: f64 = 100.0;
 
+/// Sends [`SIZE`] bytes to us; MB/s.
+type Way = fn(&Pod<'_>) -> anyhow::Result<f64>;
+
 /// Measures on a daemon that has the busybox image.
 pub(crate) fn measure(daemon: &Daemon, runs: usize) -> anyhow::Result<Vec<Section>> {
     eprintln!("streams");
@@ -41,7 +44,7 @@ pub(crate) fn measure(daemon: &Daemon, runs: usize) -> anyhow::Result<Vec<Sectio
         eprintln!("streams: run {run} of {runs}");
         let plain = plain_copy()?;
         rates.add("unix socket, MB/s", plain);
-        let ways: [(&str, fn(&Pod<'_>) -> anyhow::Result<f64>); 3] = [
+        let ways: [(&str, Way); 3] = [
             ("exec stdout", |pod| pod.exec_stdout()),
             ("attach", |pod| pod.attach()),
             ("port-forward", |pod| pod.forward()),
