@@ -204,7 +204,7 @@ fn side_by_side() -> anyhow::Result<()> {
             if number == 0 {
                 status["status"] == "Success"
             } else {
-                *code == number.to_string()
+                code.as_str().and_then(|code| code.parse().ok()) == Some(number)
             },
             "{number}: {status}"
         );
