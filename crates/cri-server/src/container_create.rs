@@ -160,6 +160,8 @@ fn convert(
         mounts: mounts::convert(&config.mounts, users)?,
         readonly_rootfs: security.readonly_rootfs,
         privileged: security.privileged,
+        // The CRI names none: the kubelet looks at the figures and evicts.
+        writable_layer_max: 0,
         resources: resources::to_spec(RESOURCES, &limits, sandbox.sandbox.spec.vcpus)?,
         log_path: log_path(log_directory, &config.log_path)?,
         stop_signal: stop_signal(config, image)?,

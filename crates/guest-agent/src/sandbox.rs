@@ -329,11 +329,17 @@ fn mount_shares(tag: &str) -> Result<(), AgentError> {
 }
 
 /// The scratch disk lives no longer than the pod, so it has no barriers to wait
-/// for. Quotas where the file system was made with them.
+/// for. What is deleted is given back to the host's disk. Quotas where the file
+/// system was made with them.
 fn mount_scratch(source: &str) -> Result<std::os::fd::OwnedFd, AgentError> {
-    let options = [("source", source), ("nobarrier", ""), ("prjquota", "")];
+    let options = [
+        ("source", source),
+        ("nobarrier", ""),
+        ("discard", ""),
+        ("prjquota", ""),
+    ];
     fs_mount::new("ext4", &options, Attr::MOUNT_ATTR_NODEV)
-        .or_else(|_| fs_mount::new("ext4", &options[..2], Attr::MOUNT_ATTR_NODEV))
+        .or_else(|_| fs_mount::new("ext4", &options[..3], Attr::MOUNT_ATTR_NODEV))
         .map_err(|e| match e {
             AgentError::System { source: errno, .. } => AgentError::System {
                 doing: format!("mounting the scratch disk {source}"),

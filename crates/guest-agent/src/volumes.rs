@@ -7,7 +7,6 @@ use crate::layout;
 use crate::sys::quota;
 use guest_api::proto::{Volume, volume::Medium};
 use rustix::fs::{Gid, Mode, OFlags};
-use rustix::io::Errno;
 use rustix::mount::MountAttrFlags as Attr;
 use std::collections::BTreeMap;
 
@@ -117,12 +116,7 @@ fn create_on_disk(volume: &Volume, project: u32) -> Result<String, AgentError> {
                     volume.name, volume.size_limit
                 ),
                 source,
-                remedy: match source {
-                    Errno::OPNOTSUPP | Errno::NOTTY | Errno::SRCH | Errno::NOSYS => {
-                        "make the scratch disk with mkfs.ext4 -O quota,project"
-                    }
-                    _ => "",
-                },
+                remedy: quota::remedy(source),
             })?;
     }
     Ok(path)

@@ -1,12 +1,16 @@
 //! Leases, removal, and the collection of files that nothing needs.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, os::unix::fs::MetadataExt};
 
 use crate::{
     Digest, ImageError, ImageStore, Removed,
     blobs::Kind,
+    pressure::now_ns,
     record::{ImageRecord, LeaseRecord},
 };
+
+/// Bytes of a block as stat(2) counts them.
+pub(crate) const STAT_BLOCK: u64 = 512;
 
 impl ImageStore {
     /// Notes that `owner` (the id of a container or pod) uses the image; it
@@ -19,11 +23,12 @@ impl ImageStore {
         let _changes = self.lock_changes();
         let tables = &self.inner.tables;
         tables.state.transaction(|tx| {
-            if tx.get(&tables.images, &image.to_string())?.is_none() {
-                return Err(ImageError::NotFound {
-                    name: image.to_string(),
-                });
-            }
+            let key = image.to_string();
+            let Some(mut record) = tx.get(&tables.images, &key)? else {
+                return Err(ImageError::NotFound { name: key });
+            };
+            record.last_used_ns = now_ns();
+            tx.put(&tables.images, &key, &record)?;
             let mut lease = tx.get(&tables.leases, owner)?.unwrap_or_default();
             lease.images.insert(*image);
             Ok(tx.put(&tables.leases, owner, &lease)?)
@@ -45,12 +50,15 @@ impl ImageStore {
             let mut deleted = false;
             for id in released.images {
                 let key = id.to_string();
-                let unwanted = tx
-                    .get(&tables.images, &key)?
-                    .is_some_and(|record| record.delete_when_free);
-                if unwanted && owners(&leases, &id).is_empty() {
+                let Some(mut record) = tx.get(&tables.images, &key)? else {
+                    continue;
+                };
+                if record.delete_when_free && owners(&leases, &id).is_empty() {
                     tx.remove(&tables.images, &key)?;
                     deleted = true;
+                } else {
+                    record.last_used_ns = now_ns();
+                    tx.put(&tables.images, &key, &record)?;
                 }
             }
             Ok(deleted)
@@ -185,22 +193,27 @@ impl ImageStore {
     /// # Errors
     /// If the records cannot be read or a file cannot be removed.
     pub fn gc(&self) -> Result<(), ImageError> {
+        self.remove_unneeded_files().map(drop)
+    }
+
+    /// The same; says how many bytes of the disk they took.
+    pub(crate) fn remove_unneeded_files(&self) -> Result<u64, ImageError> {
         let _changes = self.lock_changes();
         let mut needed = HashSet::new();
         for (_, record) in self.inner.tables.images.list()? {
-            needed.insert((Kind::Rootfs, record.chain_id));
-            let blobs = record.documents.iter().chain(&record.layers);
-            needed.extend(blobs.map(|digest| (Kind::Blob, *digest)));
+            needed.extend(record.files());
         }
         let files = self.files()?;
         self.with_pinned(|pinned| {
-            for (kind, digest, _) in files {
+            let mut freed = 0;
+            for (kind, digest, metadata) in files {
                 if !needed.contains(&(kind, digest)) && !pinned.contains(&digest) {
                     tracing::debug!(?kind, %digest, "removing a file that nothing needs");
                     self.inner.dirs.remove(kind, &digest)?;
+                    freed += metadata.blocks() * STAT_BLOCK;
                 }
             }
-            Ok(())
+            Ok(freed)
         })
     }
 
@@ -247,7 +260,7 @@ impl ImageStore {
     }
 }
 
-fn owners(leases: &[(String, LeaseRecord)], image: &Digest) -> Vec<String> {
+pub(crate) fn owners(leases: &[(String, LeaseRecord)], image: &Digest) -> Vec<String> {
     leases
         .iter()
         .filter(|(_, lease)| lease.images.contains(image))

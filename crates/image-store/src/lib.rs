@@ -8,6 +8,7 @@
 //! - [`ImageStore::open_rootfs`] gives the file for a pod's disk, and
 //!   [`ImageStore::lease`] keeps it from being deleted until
 //!   [`ImageStore::release`].
+//! - [`ImageStore::keep_room`] removes unused images while the disk is full.
 //!
 //! All calls but the pull block on disk I/O (an import for seconds): call them
 //! from `spawn_blocking`. The store is `Send`, `Sync` and cheap to clone.
@@ -43,6 +44,7 @@ mod image;
 mod import;
 mod layer;
 mod manifest;
+mod pressure;
 mod pull;
 mod record;
 mod reference;
@@ -57,6 +59,7 @@ pub use image::{Image, Removed, Usage};
 pub use import::ArchiveError;
 pub use layer::{LayerError, PathError, SparseError, TarError};
 pub use manifest::{ImageConfig, ManifestError};
+pub use pressure::{Collected, Disk, Footprint, Watermarks};
 pub use pull::{
     Credentials, CredentialsFileError, HostsError, Progress, PullError, RegistryError, Status,
 };

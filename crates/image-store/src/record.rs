@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use state_store::{StateStore, Table};
 
-use crate::{Digest, ImageConfig};
+use crate::{Digest, ImageConfig, blobs::Kind};
 
 /// An image; the key is its id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,18 @@ pub(crate) struct ImageRecord {
     pub(crate) config: ImageConfig,
     /// Its last name is gone, but it was in use then: delete it with its last lease.
     pub(crate) delete_when_free: bool,
+    /// When it came, or was last leased or released: nanoseconds since 1970.
+    #[serde(default)]
+    pub(crate) last_used_ns: i64,
+}
+
+impl ImageRecord {
+    /// The files it needs.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (Kind, Digest)> {
+        let blobs = self.documents.iter().chain(&self.layers);
+        std::iter::once((Kind::Rootfs, self.chain_id))
+            .chain(blobs.map(|digest| (Kind::Blob, *digest)))
+    }
 }
 
 /// A name; the key is the name with its tag or digest.

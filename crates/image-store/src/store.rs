@@ -7,16 +7,20 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io::Read,
+    os::unix::fs::MetadataExt,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use state_store::StateStore;
+use tokio::sync::Notify;
 
 use crate::{
     Config, Digest, Image, ImageError, Reference, Usage,
     blobs::{Directories, Kind, StagedBlob},
+    gc::STAT_BLOCK,
     manifest::ConfigFile,
+    pressure::now_ns,
     pull::Pulls,
     record::{ImageRecord, NameRecord, Tables},
     timestamp,
@@ -40,6 +44,8 @@ pub(crate) struct Inner {
     /// A lock for each file system being built, so that it is built once.
     builds: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
     pub(crate) pulls: Pulls,
+    /// Told of each new image, which may have filled the disk.
+    pub(crate) grown: Notify,
     #[cfg(test)]
     pub(crate) builds_done: std::sync::atomic::AtomicUsize,
 }
@@ -101,6 +107,7 @@ impl ImageStore {
             pins: Mutex::default(),
             builds: Mutex::default(),
             pulls: Pulls::default(),
+            grown: Notify::new(),
             #[cfg(test)]
             builds_done: std::sync::atomic::AtomicUsize::default(),
         };
@@ -197,11 +204,11 @@ impl ImageStore {
             ..Usage::default()
         };
         for (kind, _, metadata) in self.files()? {
-            use std::os::unix::fs::MetadataExt;
             usage.files += 1;
+            let bytes = metadata.blocks() * STAT_BLOCK;
             match kind {
-                Kind::Blob => usage.blob_bytes += metadata.blocks() * 512,
-                Kind::Rootfs => usage.rootfs_bytes += metadata.blocks() * 512,
+                Kind::Blob => usage.blob_bytes += bytes,
+                Kind::Rootfs => usage.rootfs_bytes += bytes,
             }
         }
         Ok(usage)
@@ -318,6 +325,7 @@ impl ImageStore {
             created_at_ns: timestamp::parse(&new.config.created).unwrap_or(0),
             config: new.config.config,
             delete_when_free: false,
+            last_used_ns: now_ns(),
         };
         inner.tables.state.transaction::<_, ImageError>(|tx| {
             let key = new.id.to_string();
@@ -336,6 +344,7 @@ impl ImageStore {
             Ok(())
         })?;
         drop(changes);
+        inner.grown.notify_one();
         self.get(&new.id.to_string())?
             .ok_or_else(|| ImageError::NotFound {
                 name: new.id.to_string(),

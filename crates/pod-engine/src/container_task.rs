@@ -2,7 +2,7 @@
 //! its start. Every step can be repeated: an instance that an earlier round
 //! began is gone on with.
 
-use crate::engine::now_ns;
+use crate::engine::{Entry, now_ns};
 use crate::env::{self, Vars};
 use crate::error::{EngineError, chain};
 use crate::images::{self, Missing, Resolved};
@@ -11,8 +11,10 @@ use crate::pod_task::Task;
 use crate::record::Pod;
 use crate::state::{self, CODE_NOT_STARTED, Ended, Slot};
 use crate::{mounts, plan};
+use image_store::ImageStore;
 use sandbox::{ContainerState, DeviceSpec, MountSpec, PathVolume, SandboxError};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 /// Reason of a container whose configuration cannot be had: an object that it
@@ -38,9 +40,10 @@ pub(crate) fn prefetch(task: &Task, images: &mut Prefetched) {
             continue;
         }
         let store = task.inner.images.clone();
+        let entry = Arc::clone(&task.entry);
         let name = image.clone();
         let policy = images::policy(policy, &name);
-        let fetch = tokio::spawn(async move { images::resolve(&store, &name, policy).await });
+        let fetch = tokio::spawn(async move { resolve(&store, &name, policy, &entry).await });
         images.insert(image.clone(), fetch);
     }
 }
@@ -210,7 +213,21 @@ async fn fetch(
         }
     }
     let policy = images::policy(policy, image);
-    images::resolve(&task.inner.images, image, policy).await
+    resolve(&task.inner.images, image, policy, &task.entry).await
+}
+
+async fn resolve(
+    store: &ImageStore,
+    image: &str,
+    policy: ImagePullPolicy,
+    entry: &Entry,
+) -> Result<Resolved, Missing> {
+    let resolved = images::resolve(store, image, policy, &entry.id).await;
+    // Meanwhile the pod may have ended, and given back what it had by then.
+    if entry.is_ending() {
+        images::release(store, &entry.id).await?;
+    }
+    resolved
 }
 
 /// The container could not be made or started. If its VM is gone, that is the

@@ -36,16 +36,35 @@ pub(crate) fn policy(asked: Option<ImagePullPolicy>, image: &str) -> ImagePullPo
     })
 }
 
-/// Finds or pulls an image.
+/// Finds or pulls an image, and keeps it from being collected while the pod `owner`
+/// is not over ([`release`]): its containers may want it any time.
 pub(crate) async fn resolve(
     store: &ImageStore,
     image: &str,
     policy: ImagePullPolicy,
+    owner: &str,
 ) -> Result<Resolved, Missing> {
+    let found = find_or_pull(store, image, policy).await?;
+    let (id, owner) = (found.id, owner.to_owned());
+    blocking(store, image, move |store| store.lease(&id, &owner)).await?;
+    Ok(resolved(found))
+}
+
+/// Ends what [`resolve`] has kept for a pod.
+pub(crate) async fn release(store: &ImageStore, owner: &str) -> Result<(), Missing> {
+    let pod = owner.to_owned();
+    blocking(store, owner, move |store| store.release(&pod)).await
+}
+
+async fn find_or_pull(
+    store: &ImageStore,
+    image: &str,
+    policy: ImagePullPolicy,
+) -> Result<Image, Missing> {
     if policy != ImagePullPolicy::Always
         && let Some(found) = find(store, image).await?
     {
-        return Ok(resolved(found));
+        return Ok(found);
     }
     if policy == ImagePullPolicy::Never {
         return Err(Missing {
@@ -55,17 +74,25 @@ pub(crate) async fn resolve(
             ),
         });
     }
-    match store.pull(image, None, |_| ()).await {
-        Ok(pulled) => Ok(resolved(pulled)),
-        Err(error) => Err(missing(image, &error)),
-    }
+    let pulled = store.pull(image, None, |_| ()).await;
+    pulled.map_err(|error| missing(image, &error))
 }
 
-/// The image, if it is here. The store's calls block.
+/// The image, if it is here.
 async fn find(store: &ImageStore, image: &str) -> Result<Option<Image>, Missing> {
-    let (store, name) = (store.clone(), image.to_owned());
-    match tokio::task::spawn_blocking(move || store.get(&name)).await {
-        Ok(Ok(found)) => Ok(found),
+    let name = image.to_owned();
+    blocking(store, image, move |store| store.get(&name)).await
+}
+
+/// The store's calls block.
+async fn blocking<T: Send + 'static>(
+    store: &ImageStore,
+    image: &str,
+    work: impl FnOnce(&ImageStore) -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, Missing> {
+    let store = store.clone();
+    match tokio::task::spawn_blocking(move || work(&store)).await {
+        Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => Err(missing(image, &error)),
         Err(error) => Err(Missing {
             reason: "ErrImagePull",

@@ -159,6 +159,7 @@ pub(crate) fn container(
         mounts: parts.mounts,
         readonly_rootfs: container.security_context.read_only_root_filesystem,
         privileged: container.security_context.privileged,
+        writable_layer_max: sizing::writable_layer_max(container),
         resources: sizing::limits(container, defaults),
         log_path: log_file(parts.log_dir, &container.name, parts.attempt),
         stop_signal: image.stop_signal,

@@ -11,7 +11,7 @@ use crate::engine::{Entry, Inner, blocking, now_ns, remove_dir};
 use crate::error::{EngineError, chain};
 use crate::record::{ContainerState, PodRecord, Wanted};
 use crate::state::{self, Next, Rules, Slot};
-use crate::{observe, plan};
+use crate::{images, observe, plan, sizing};
 use sandbox::{Event, NotReadyReason, PathVolume, Sandbox, SandboxError, SandboxState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -297,7 +297,7 @@ impl Task {
             record.pod.stages.clear();
         })?;
         self.remove_other_sandboxes(&id).await;
-        let spec = plan::sandbox(
+        let mut spec = plan::sandbox(
             &self.entry.manifest,
             &before,
             &id,
@@ -307,6 +307,8 @@ impl Task {
             self.inner.config.network,
             disks,
         );
+        let default_mib = self.inner.sandboxes.config().scratch_mib;
+        spec.scratch_mib = sizing::scratch_mib(&self.entry.manifest, default_mib);
         match self.inner.sandboxes.run_sandbox(spec).await {
             Ok(sandbox) => {
                 self.set_mount_failure(None)?;
@@ -472,6 +474,11 @@ impl Task {
             );
             done = false;
         }
+        if let Err(missing) = images::release(&self.inner.images, &self.entry.id).await {
+            let error = missing.message;
+            tracing::error!(pod = self.entry.id, error, "its images stay in use for now");
+            done = false;
+        }
         self.update(|record| record.pod.vm_is_gone())?;
         Ok(done)
     }
@@ -553,6 +560,8 @@ impl Task {
             sandboxes.remove_sandbox(&id).await.map_err(|e| chain(&e))?;
         }
         self.remove_volumes().await.map_err(|e| chain(&e))?;
+        let released = images::release(&self.inner.images, &self.entry.id).await;
+        released.map_err(|missing| missing.message)?;
         remove_dir(&self.entry.log_dir).map_err(|e| chain(&e))
     }
 }

@@ -2,7 +2,12 @@
 
 use crate::manifest::{Container, Manifest, Quantity, Resources};
 use sandbox::ResourceSpec;
+use std::collections::BTreeMap;
 
+/// Name of the resource that is room on the scratch disk.
+pub(crate) const EPHEMERAL_STORAGE: &str = "ephemeral-storage";
+/// MiB of a scratch disk that its file system takes at least, besides a sixteenth.
+const SCRATCH_OVERHEAD_MIB: u64 = 16;
 /// Period of CPU quotas in microseconds, Kubernetes' own.
 const CPU_PERIOD_US: u64 = 100_000;
 /// Least quota the kernel takes, in microseconds.
@@ -154,6 +159,50 @@ pub fn vm_size(
     Ok(VmSize { vcpus, memory_mib })
 }
 
+/// Size in MiB of the pod's scratch disk, where the manifest says anything about it.
+/// A container without a limit is given the default, or its request if that is more.
+/// Limits bound the pod as a whole, its emptyDirs included; where there are none,
+/// sizeLimits of emptyDirs come on top.
+pub fn scratch_mib(manifest: &Manifest, default_mib: u64) -> Option<u64> {
+    let default = default_mib << 20;
+    let of = |container: &Container| {
+        let named = |amounts: &BTreeMap<String, Quantity>| {
+            amounts.get(EPHEMERAL_STORAGE).map(|amount| amount.ceil())
+        };
+        let resources = &container.resources;
+        named(&resources.limits)
+            .or_else(|| named(&resources.requests).map(|request| request.max(default)))
+    };
+    let volumes: u64 = manifest
+        .spec
+        .volumes
+        .iter()
+        .filter_map(|v| v.empty_dir.as_ref())
+        .filter(|dir| dir.medium != "Memory")
+        .filter_map(|dir| dir.size_limit)
+        .fold(0, |sum, limit| sum.saturating_add(limit.ceil()));
+    let bytes = match total(manifest, default, of) {
+        Some(bytes) => bytes,
+        None if volumes == 0 => return None,
+        None => default.saturating_add(volumes),
+    };
+    // What the file system itself takes comes on top.
+    let mib = bytes
+        .div_ceil(1 << 20)
+        .saturating_add(bytes >> 24)
+        .saturating_add(SCRATCH_OVERHEAD_MIB);
+    // A few sizes for all: each has its template.
+    let mib = mib.next_multiple_of((mib.next_power_of_two() / 16).max(1));
+    Some(mib.clamp(sandbox::MIN_SCRATCH_MIB, sandbox::MAX_SCRATCH_MIB))
+}
+
+/// Bytes that a container may change of its root; 0: no limit. A limit of nothing
+/// leaves a byte: 0 says something else.
+pub fn writable_layer_max(container: &Container) -> u64 {
+    let limit = container.resources.limits.get(EPHEMERAL_STORAGE);
+    limit.map_or(0, |limit| limit.ceil().max(1))
+}
+
 /// A container's limits inside the guest.
 pub fn limits(container: &Container, defaults: &Defaults) -> ResourceSpec {
     let resources = &container.resources;
@@ -255,6 +304,39 @@ mod tests {
         );
         let size = vm_size(&manifest, &Defaults::default(), MOST).unwrap();
         assert_eq!(size.memory_mib, 612);
+    }
+
+    #[test]
+    fn scratch_disk_holds_what_limits_allow() {
+        let of = |containers: &str, volumes: &str| {
+            let manifest = pod(&format!(
+                "{{containers: [{containers}], volumes: [{volumes}]}}"
+            ));
+            scratch_mib(&manifest, 1024)
+        };
+        let a = container("a", "{limits: {ephemeral-storage: 320Mi}}");
+        let b = container("b", "{}");
+        let c = container("c", "{requests: {ephemeral-storage: 2Gi}}");
+        let dir = "{name: v, emptyDir: {sizeLimit: 160Mi}}";
+        assert_eq!(of(&b, ""), None);
+        assert_eq!(of(&a, ""), Some(384));
+        // The pod's limit bounds its volumes, too.
+        assert_eq!(of(&a, dir), Some(384));
+        assert_eq!(of(&format!("{a}, {b}"), ""), Some(1536));
+        assert_eq!(of(&c, ""), Some(2304));
+        assert_eq!(of(&b, dir), Some(1280));
+        let memory = "{name: v, emptyDir: {medium: Memory, sizeLimit: 160Mi}}";
+        assert_eq!(of(&b, memory), None);
+        let zero = container("z", "{limits: {ephemeral-storage: '0'}}");
+        let manifest = pod(&format!("{{containers: [{a}, {zero}, {b}]}}"));
+        let limits: Vec<_> = manifest
+            .spec
+            .containers
+            .iter()
+            .map(writable_layer_max)
+            .collect();
+        assert_eq!(limits, [320 << 20, 1, 0]);
+        assert_eq!(of(&zero, ""), Some(16));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! ImageService: delegates, nothing else.
 
 mod import;
+mod prune;
 mod pull;
 
 use crate::{convert, status};
@@ -8,7 +9,8 @@ use image_store::ImageStore;
 use pod_api::v1::image_service_server::ImageService;
 use pod_api::v1::{
     ImportImageRequest, ImportImageResponse, ListImagesRequest, ListImagesResponse,
-    PullImageRequest, PullImageResponse, RemoveImageRequest, RemoveImageResponse,
+    PruneImagesRequest, PruneImagesResponse, PullImageRequest, PullImageResponse,
+    RemoveImageRequest, RemoveImageResponse,
 };
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -76,5 +78,13 @@ impl ImageService for Images {
             untagged: removed.untagged,
             deleted,
         }))
+    }
+
+    async fn prune_images(
+        &self,
+        request: Request<PruneImagesRequest>,
+    ) -> Result<Response<PruneImagesResponse>, Status> {
+        let answer = prune::prune(&self.store, request.into_inner()).await?;
+        Ok(Response::new(answer))
     }
 }

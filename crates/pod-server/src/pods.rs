@@ -1,5 +1,6 @@
 //! PodService: delegates, nothing else.
 
+mod disk_usage;
 mod info;
 mod logs;
 mod objects;
@@ -14,11 +15,11 @@ use others::Others;
 use pod_api::v1::pod_service_server::PodService;
 use pod_api::v1::{
     ApplyObjectsRequest, ApplyObjectsResponse, AttachRequest, DeleteObjectRequest,
-    DeleteObjectResponse, ExecRequest, GetPodRequest, GetPodResponse, InfoRequest, InfoResponse,
-    ListObjectsRequest, ListObjectsResponse, ListPodsRequest, ListPodsResponse, LogsRequest,
-    LogsResponse, PortForwardRequest, PortForwardResponse, RemovePodRequest, RemovePodResponse,
-    RunPodRequest, RunPodResponse, SessionOutput, StopPodRequest, StopPodResponse, WatchPodRequest,
-    WatchPodResponse,
+    DeleteObjectResponse, DiskUsageRequest, DiskUsageResponse, ExecRequest, GetPodRequest,
+    GetPodResponse, InfoRequest, InfoResponse, ListObjectsRequest, ListObjectsResponse,
+    ListPodsRequest, ListPodsResponse, LogsRequest, LogsResponse, PortForwardRequest,
+    PortForwardResponse, RemovePodRequest, RemovePodResponse, RunPodRequest, RunPodResponse,
+    SessionOutput, StopPodRequest, StopPodResponse, WatchPodRequest, WatchPodResponse,
 };
 use pod_engine::{EngineError, PodEngine};
 use sandbox::Sandboxes;
@@ -193,6 +194,14 @@ impl PodService for Pods {
     ) -> Result<Response<DeleteObjectResponse>, Status> {
         let deleted = objects::delete(&self.engine, request.into_inner()).await;
         deleted.map(Response::new)
+    }
+
+    async fn disk_usage(
+        &self,
+        _: Request<DiskUsageRequest>,
+    ) -> Result<Response<DiskUsageResponse>, Status> {
+        let usage = disk_usage::disk_usage(&self.sandboxes, &self.facts.images).await?;
+        Ok(Response::new(usage))
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {

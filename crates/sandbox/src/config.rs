@@ -1,6 +1,7 @@
 //! What a manager of sandboxes is given.
 
 use crate::error::SandboxError;
+use crate::scratch;
 use crate::spec::Engine;
 use pod_network::NetworkConfig;
 use std::num::NonZero;
@@ -99,7 +100,7 @@ impl Config {
             launcher,
             engine,
             extra_cmdline: String::new(),
-            scratch_mib: 10 << 10,
+            scratch_mib: scratch::DEFAULT_SCRATCH_MIB,
             kernel_log_limit: 0,
             max_parallel_boots: parallel_boots(),
             timeouts: Timeouts::default(),
@@ -118,6 +119,7 @@ impl Config {
     /// known that work in them. The sockets of every sandbox must have addresses
     /// that the system takes.
     pub(crate) fn prepare(mut self) -> Result<Self, SandboxError> {
+        scratch::check_size(self.scratch_mib)?;
         for dir in [&mut self.root, &mut self.run] {
             let true_path =
                 std::fs::create_dir_all(dir.join("pods")).and_then(|()| dir.canonicalize());

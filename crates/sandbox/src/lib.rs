@@ -79,6 +79,7 @@ pub use record::{
     BlockVolume, Container, ContainerState, DiskId, Exit, NotReadyReason, Sandbox, SandboxState,
     Stage, Step, UserIds, VmmId, VolumeState, stages,
 };
+pub use scratch::{DEFAULT_SCRATCH_MIB, MAX_SCRATCH_MIB, MIN_SCRATCH_MIB};
 pub use spec::{
     BlockVolumeSpec, ContainerSpec, DeviceOf, DeviceSpec, DiskPath, DnsSpec, Engine, FileSystem,
     HostAlias, HostMount, IdRange, IoLimits, Medium, MountSource, MountSpec, NetworkSpec,

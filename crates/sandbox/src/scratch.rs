@@ -14,6 +14,26 @@ const VERSION: u32 = 1;
 /// Bytes copied at once.
 const CHUNK: usize = 1 << 20;
 
+/// Size in MiB of the scratch disk of sandboxes that ask for none.
+pub const DEFAULT_SCRATCH_MIB: u64 = 10 << 10;
+/// Least size of a scratch disk in MiB: an ext4 with quota needs some.
+pub const MIN_SCRATCH_MIB: u64 = 16;
+/// Largest size of a scratch disk in MiB: half of what a VM has room for.
+pub const MAX_SCRATCH_MIB: u64 = 8 << 20;
+
+/// Refuses a size that no scratch disk has.
+pub(crate) fn check_size(mib: u64) -> Result<(), SandboxError> {
+    if (MIN_SCRATCH_MIB..=MAX_SCRATCH_MIB).contains(&mib) {
+        return Ok(());
+    }
+    Err(SandboxError::Invalid {
+        field: "scratch_mib",
+        message: format!(
+            "a scratch disk of {mib} MiB: must be {MIN_SCRATCH_MIB} to {MAX_SCRATCH_MIB} MiB"
+        ),
+    })
+}
+
 /// Makes `target`, a scratch disk of `size_mib`. Blocks.
 pub(crate) fn make(root: &Path, size_mib: u64, target: &Path) -> Result<(), SandboxError> {
     let template = template(root, size_mib)?;

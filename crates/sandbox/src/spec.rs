@@ -214,6 +214,10 @@ pub struct ContainerSpec {
     /// All capabilities and devices, inside the guest.
     #[serde(default)]
     pub privileged: bool,
+    /// Bytes of the scratch disk for what it changes in its root and the volumes
+    /// of its image; 0: no limit.
+    #[serde(default)]
+    pub writable_layer_max: u64,
     /// Limits inside the guest.
     #[serde(default)]
     pub resources: ResourceSpec,

@@ -5,6 +5,7 @@ use crate::config::{Config, MAX_ID, Paths};
 use crate::error::SandboxError;
 use crate::name_files;
 use crate::record::{BlockVolume, Sandbox};
+use crate::scratch;
 use crate::spec::{
     ContainerSpec, DeviceOf, DeviceSpec, Engine, HostMount, IdRange, Medium, MountSource,
     MountSpec, PidNamespace, ProcessSpec, ResourceSpec, SandboxSpec, ShownAs,
@@ -17,10 +18,6 @@ use vm_spec::proto::{BootRequest, Extent};
 const MAX_ITEMS: usize = 256;
 /// Largest weight that a cgroup takes.
 const MAX_CPU_WEIGHT: u64 = 10_000;
-/// Least size of a scratch disk in MiB: an ext4 with quota needs some.
-const MIN_SCRATCH_MIB: u64 = 16;
-/// Largest size of a scratch disk in MiB (16 TiB).
-const MAX_SCRATCH_MIB: u64 = 16 << 20;
 
 fn invalid(field: &'static str, message: impl Into<String>) -> SandboxError {
     SandboxError::Invalid {
@@ -53,11 +50,8 @@ pub(crate) fn check_sandbox(spec: &SandboxSpec, paths: &Paths) -> Result<(), San
     if spec.hostname.is_empty() || spec.hostname.len() > 64 {
         return Err(invalid("hostname", "must have 1 to 64 characters"));
     }
-    if let Some(mib) = spec.scratch_mib
-        && !(MIN_SCRATCH_MIB..=MAX_SCRATCH_MIB).contains(&mib)
-    {
-        let allowed = format!("{mib} MiB: must be {MIN_SCRATCH_MIB} to {MAX_SCRATCH_MIB} MiB");
-        return Err(invalid("scratch_mib", allowed));
+    if let Some(mib) = spec.scratch_mib {
+        scratch::check_size(mib)?;
     }
     if spec.volumes.len() > MAX_ITEMS || spec.sysctls.len() > MAX_ITEMS {
         return Err(invalid("volumes", "more than 256 volumes or sysctls"));
@@ -339,6 +333,7 @@ pub(crate) fn create(
             .map(|(spec, volume)| device(spec, volume.as_deref()))
             .collect(),
         image_volumes,
+        writable_layer_max: spec.writable_layer_max,
     }
 }
 
@@ -506,6 +501,7 @@ pub(crate) mod tests {
             mounts: Vec::new(),
             readonly_rootfs: false,
             privileged: false,
+            writable_layer_max: 0,
             resources: Default::default(),
             log_path,
             stop_signal: 0,

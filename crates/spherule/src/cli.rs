@@ -14,6 +14,7 @@ mod port_forward;
 mod run;
 mod session;
 mod stop;
+mod system;
 mod terminal;
 
 pub(crate) use output::is_unread;
@@ -106,6 +107,9 @@ enum Command {
     Import(images::ImportArgs),
     /// Remove images
     Rmi(images::RmiArgs),
+    /// Show and make room on the node's disk
+    #[command(subcommand)]
+    System(system::Command),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -158,6 +162,7 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Pull(args) => images::pull(daemon, args, output).await?,
         Command::Import(args) => images::import(daemon, args, output).await?,
         Command::Rmi(args) => images::remove(daemon, args).await?,
+        Command::System(command) => system::run(daemon, command, output).await?,
         // Dispatched before: they need no daemon.
         Command::Serve(_) | Command::Network(_) | Command::Completions { .. } => {}
     }

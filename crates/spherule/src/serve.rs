@@ -6,6 +6,7 @@
 mod cri;
 mod engine;
 mod guest;
+mod image_gc;
 mod network;
 mod socket;
 mod streaming;
@@ -63,6 +64,12 @@ pub(crate) struct Args {
     /// Image that the kubelet should not collect; may be given several times
     #[arg(long)]
     pinned_image: Vec<Reference>,
+    #[command(flatten)]
+    image_gc: image_gc::ImageGcArgs,
+    /// Size in MiB of the disk that a pod's containers write to, where the pod names
+    /// no limit of ephemeral-storage; it takes of the node what is written
+    #[arg(long, value_name = "MIB", default_value_t = sandbox::DEFAULT_SCRATCH_MIB)]
+    scratch_size: u64,
     /// Socket of the Kubernetes CRI [default: unix://<run>/cri.sock]
     #[arg(long)]
     listen: Option<String>,
@@ -133,6 +140,7 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
         None => run.join("cri.sock"),
     };
     let network = args.network.wanted();
+    let watermarks = args.image_gc.watermarks()?;
     let cri_config = cri::config(&args, &engines, &root, &run);
     let streaming_config = streaming::config(&args)?;
 
@@ -154,6 +162,7 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
         engines.chosen,
     );
     config.extra_cmdline = args.kernel_args;
+    config.scratch_mib = args.scratch_size;
     config.timeouts.agent_ready = args.agent_timeout;
     args.network.apply(&mut config);
     if let Some(boots) = args.parallel_boots {
@@ -166,6 +175,10 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     config.allow_host_paths = args.allow_host_path;
     let pods = PodEngine::open(sandboxes.clone(), images.clone(), &state, config).await?;
 
+    // Only now are the images in use known.
+    if let Some(marks) = watermarks {
+        tokio::spawn(images.clone().keep_room(marks));
+    }
     let facts = Facts {
         root: root.display().to_string(),
         run: run.display().to_string(),

@@ -73,7 +73,12 @@ fn prepare(
     let mounts = find_mounts(checked, sandbox, disks, &mut leftovers.images)?;
     let layer = format!("{}/{id}", layout::LAYERS);
     leftovers.layer = Some(layer.clone());
-    layer::create(&layer, &image, &sandbox.users)?;
+    layer::create(
+        &layer,
+        &image,
+        &sandbox.users,
+        checked.request.writable_layer_max,
+    )?;
     let sources = Sources {
         image,
         layer: layer.clone(),

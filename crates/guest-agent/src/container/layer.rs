@@ -9,11 +9,18 @@ use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Makes the directories of an overlay above the image mounted at `image`.
-pub(crate) fn create(layer: &str, image: &str, users: &Users) -> Result<(), AgentError> {
+/// Makes the directories of an overlay above the image mounted at `image`, bounded
+/// to `limit` bytes; 0 is no limit.
+pub(crate) fn create(
+    layer: &str,
+    image: &str,
+    users: &Users,
+    limit: u64,
+) -> Result<(), AgentError> {
     let like = rustix::fs::stat(image).doing(|| format!("looking at the image {image}"))?;
     let owner = users.outside(like.st_uid, like.st_gid);
-    make(layer, &like, owner.unwrap_or_else(|| users.root()), account)
+    let owner = owner.unwrap_or_else(|| users.root());
+    make(layer, &like, owner, |layer| account(layer, limit))
 }
 
 /// The same for a directory of the image as the pod's users see it, in a layer
@@ -21,19 +28,19 @@ pub(crate) fn create(layer: &str, image: &str, users: &Users) -> Result<(), Agen
 pub(crate) fn create_below(layer: &str, below: &str) -> Result<(), AgentError> {
     let like = rustix::fs::stat(below).doing(|| format!("looking at {below}"))?;
     let owner = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
-    make(layer, &like, owner, |_| ())
+    make(layer, &like, owner, |_| Ok(()))
 }
 
 fn make(
     layer: &str,
     like: &Stat,
     (uid, gid): (Uid, Gid),
-    account: fn(&str),
+    account: impl FnOnce(&str) -> Result<(), AgentError>,
 ) -> Result<(), AgentError> {
     let doing = || format!("making the writable layer {layer}");
     let private = Mode::from_raw_mode(0o700);
     rustix::fs::mkdir(layer, private).doing(doing)?;
-    account(layer);
+    account(layer)?;
     let upper = format!("{layer}/upper");
     rustix::fs::mkdir(&upper, private).doing(doing)?;
     rustix::fs::mkdir(format!("{layer}/work"), private).doing(doing)?;
@@ -46,13 +53,26 @@ fn make(
 const FIRST_PROJECT: u32 = 1 << 16;
 
 /// Has the file system keep account of a new, empty layer by a project of its
-/// own, where it can; otherwise whoever wants to know its size has to look.
-fn account(layer: &str) {
+/// own, where it can; otherwise whoever wants to know its size has to look, and no
+/// limit can be had.
+fn account(layer: &str, limit: u64) -> Result<(), AgentError> {
     static NEXT: AtomicU32 = AtomicU32::new(FIRST_PROJECT);
+    let project = NEXT.fetch_add(1, Ordering::Relaxed);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    if let Ok(dir) = rustix::fs::open(layer, flags, Mode::empty()) {
-        let _ = quota::assign_project(&dir, NEXT.fetch_add(1, Ordering::Relaxed));
+    let dir = rustix::fs::open(layer, flags, Mode::empty())
+        .doing(|| format!("opening the writable layer {layer}"))?;
+    let accounted = quota::assign_project(&dir, project);
+    if limit == 0 {
+        return Ok(());
     }
+    // An overlay writes with no right to exceed a quota, whoever writes to it.
+    accounted
+        .and_then(|()| quota::limit_project(&dir, project, limit))
+        .map_err(|source| AgentError::System {
+            doing: format!("limiting a writable layer to {limit} bytes by a project quota"),
+            source,
+            remedy: quota::remedy(source),
+        })
 }
 
 /// Takes a layer away. Directories met on the way are moved to the top first,

@@ -122,7 +122,7 @@ fn run_as(
     let checked = request::check(request).map_err(|e| e.to_string())?;
     let layer = format!("{}/layer", layout::RUN);
     let _ = fs::remove_dir_all(&layer);
-    super::layer::create(&layer, IMAGE, &users).map_err(|e| e.to_string())?;
+    super::layer::create(&layer, IMAGE, &users, 0).map_err(|e| e.to_string())?;
     let sources = Sources {
         users,
         image: IMAGE.to_owned(),

@@ -62,6 +62,16 @@ pub(crate) fn limit_project(any_file: impl AsFd, project: u32, bytes: u64) -> Re
     super::check(result).map(drop)
 }
 
+/// What helps where a limit cannot be set.
+pub(crate) fn remedy(error: Errno) -> &'static str {
+    match error {
+        Errno::OPNOTSUPP | Errno::NOTTY | Errno::SRCH | Errno::NOSYS => {
+            "make the scratch disk with mkfs.ext4 -O quota,project"
+        }
+        _ => "",
+    }
+}
+
 /// The project of a file or directory; 0 is none.
 pub(crate) fn project_of(file: impl AsFd) -> Result<u32, Errno> {
     let mut attr = Fsxattr::default();

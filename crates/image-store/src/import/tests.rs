@@ -570,6 +570,77 @@ fn forgotten_image_loses_all_names_at_once_and_its_data_when_free() {
     assert_eq!(store.forget("app:1").unwrap(), crate::Removed::default());
 }
 
+/// An image whose only layer has a file of that text, named `h.test/<name>:1`.
+fn import_named(store: &ImageStore, name: &str) -> Image {
+    let layers = [tar(&[("f", name.as_bytes())])];
+    let tags = json!([format!("h.test/{name}:1")]);
+    let archive = docker_archive(&config_of(&layers), &layers, tags);
+    store.import(&archive[..], None).unwrap().remove(0)
+}
+
+#[test]
+fn collection_takes_the_least_recently_used_and_none_in_use_or_pinned() {
+    let fixture = Fixture::with(Config {
+        pinned: vec!["h.test/pinned:1".parse().unwrap()],
+        ..Config::default()
+    });
+    let store = &fixture.store;
+    let [used, pinned, old, new] =
+        ["used", "pinned", "old", "new"].map(|name| import_named(store, name));
+    store.lease(&used.id, "pod-1").unwrap();
+    // Older by its import, not by its use.
+    store.lease(&old.id, "pod-2").unwrap();
+    store.release("pod-2").unwrap();
+    let footprint = store.footprint().unwrap();
+    assert_eq!((footprint.images, footprint.in_use), (4, 1));
+    let reclaimable = footprint.reclaimable_bytes;
+    assert!(reclaimable > 0 && reclaimable < footprint.bytes);
+
+    // All are younger than an hour, and nothing is wanted of the others.
+    let hour = std::time::Duration::from_secs(3600);
+    assert_eq!(store.collect(u64::MAX, hour).unwrap(), Default::default());
+    let zero = std::time::Duration::ZERO;
+    assert_eq!(store.collect(0, zero).unwrap(), Default::default());
+
+    let first = store.collect(1, zero).unwrap();
+    let ids = |images: &[Image]| images.iter().map(|i| i.id).collect::<Vec<_>>();
+    assert_eq!(ids(&first.images), [new.id]);
+    assert_eq!(first.images[0].tags, ["h.test/new:1"]);
+    let rest = store.collect(u64::MAX, zero).unwrap();
+    assert_eq!(ids(&rest.images), [old.id]);
+    assert_eq!(first.freed_bytes + rest.freed_bytes, reclaimable);
+    assert!(store.get("h.test/old:1").unwrap().is_none());
+    for image in [&used, &pinned] {
+        expect_erofs(&fixture, image);
+    }
+    store.release("pod-1").unwrap();
+    assert_eq!(
+        ids(&store.collect(u64::MAX, zero).unwrap().images),
+        [used.id]
+    );
+    let fixture = fixture.reopen();
+    let left: Vec<_> = fixture.store.list().unwrap();
+    assert_eq!(ids(&left), [pinned.id]);
+}
+
+#[test]
+fn a_disk_below_its_mark_loses_nothing() {
+    let fixture = Fixture::new();
+    import_named(&fixture.store, "a");
+    let marks = |high| crate::Watermarks {
+        high,
+        low: 0,
+        min_age: std::time::Duration::ZERO,
+    };
+    let used = fixture.store.disk().unwrap().used_percent();
+    assert!(used < 100, "the disk of this test is full");
+    assert_eq!(fixture.store.relieve(&marks(100)).unwrap(), None);
+    assert_eq!(fixture.store.list().unwrap().len(), 1);
+    let collected = fixture.store.relieve(&marks(0)).unwrap().unwrap();
+    assert_eq!(collected.images.len(), 1);
+    fixture.expect_empty();
+}
+
 #[test]
 fn configuration_document_is_kept_as_it_came() {
     let fixture = Fixture::new();

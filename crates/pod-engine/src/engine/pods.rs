@@ -195,6 +195,12 @@ impl Entry {
         }
     }
 
+    /// It is over, or is to be removed: nothing new is made for it.
+    pub(crate) fn is_ending(&self) -> bool {
+        *self.wanted.borrow() == Wanted::Remove
+            || self.record.read(|record| record.pod.phase).is_final()
+    }
+
     /// The pod as it is.
     pub(crate) fn pod(&self) -> Pod {
         self.record.read(|record| record.pod.clone())

@@ -9,6 +9,7 @@ use super::{
     Container, FieldError, Manifest, Metadata, NodeLimits, PodSpec, Quantity, Resources,
     SecurityContext, USER_NAMESPACE_IDS, env, volumes,
 };
+use crate::sizing::EPHEMERAL_STORAGE;
 use std::collections::BTreeSet;
 
 /// Most containers of a pod, init containers included.
@@ -268,6 +269,15 @@ fn resources(path: &str, resources: &Resources, limits: &NodeLimits, faults: &mu
                 "cpu" | "memory" => {
                     faults.require(!amount.is_negative(), &path, "must not be negative");
                     too_much(&path, name, *amount, limits, faults);
+                }
+                EPHEMERAL_STORAGE => {
+                    faults.require(!amount.is_negative(), &path, "must not be negative");
+                    let most = sandbox::MAX_SCRATCH_MIB;
+                    if amount.ceil().div_ceil(1 << 20) > most {
+                        let message =
+                            format!("{amount}: a pod's disk has at most {most} MiB; ask for less");
+                        faults.add(&path, message);
+                    }
                 }
                 _ => faults.add(&path, "not supported yet"),
             }

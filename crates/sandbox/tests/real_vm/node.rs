@@ -172,6 +172,7 @@ impl Node {
             mounts: Vec::new(),
             readonly_rootfs: false,
             privileged: false,
+            writable_layer_max: 0,
             resources: ResourceSpec::default(),
             log_path: self.log_path(name),
             stop_signal: 0,
