@@ -22,6 +22,7 @@ mod engines;
 mod full_disk;
 mod guest_faults;
 mod host_paths;
+mod image_gc;
 mod images;
 mod inside;
 mod kvm;
@@ -35,6 +36,7 @@ mod registry;
 mod sessions;
 mod shared;
 mod shares;
+mod storage;
 mod streaming;
 mod volumes;
 
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
     let no_kvm_network = no_network.clone().or(machine.no_kvm.clone());
     let no_kvm_network = no_kvm_network.or_else(|| short().filter(|_| !machine.kvm_is_fast));
     let not_both = machine.no_kvm.clone().or(machine.no_qemu.clone());
+    let too_long = no_engine.clone().or(short());
     let no_hiding = machine.no_mounts.clone();
     let no_kvm_to_show = no_hiding.clone().or(machine.no_kvm.clone());
     let no_qemu_to_show = no_hiding.clone().or(machine.no_qemu.clone());
@@ -110,6 +113,9 @@ fn main() -> ExitCode {
         trials("network", network::LONG, &no_long_network),
         trials("shares", shares::TESTS, no_engine),
         trials("shares", shares::MOUNTS, &no_disk),
+        trials("image_gc", image_gc::TESTS, &no_disk),
+        trials("storage", storage::TESTS, no_engine),
+        trials("storage", storage::LONG, &too_long),
         trials("cri_images", cri_images::TESTS, &no_registry),
         trials("registry", registry::TESTS, &no_registry),
         trials("full_disk", full_disk::TESTS, &no_disk),

@@ -1,7 +1,7 @@
 //! Directories and files of the host, as a kubelet gives them to containers.
 
 use crate::Test;
-use crate::inside::INSIDE;
+use crate::inside::{INSIDE, program_files};
 use anyhow::ensure;
 use cri_api::v1;
 use spherule_tests::cri::{Cri, container_config, refused, sandbox_config};
@@ -203,24 +203,9 @@ fn mounts_beneath() -> anyhow::Result<()> {
 
 /// This program and its libraries, each a mount of one file.
 fn this_program() -> anyhow::Result<Vec<v1::Mount>> {
-    let program = std::env::current_exe()?;
-    let mut mounts = vec![mount(&program, "/t/test", true)];
-    let maps = fs::read_to_string("/proc/self/maps")?;
-    let mut libraries: Vec<&str> = maps
-        .lines()
-        .filter_map(|line| line.find('/').map(|at| &line[at..]))
-        .filter(|path| path.contains(".so"))
-        .collect();
-    libraries.sort_unstable();
-    libraries.dedup();
-    // The loader by the name that programs have, a link.
-    libraries.push("/lib64/ld-linux-x86-64.so.2");
-    mounts.extend(
-        libraries
-            .iter()
-            .map(|path| mount(Path::new(path), path, true)),
-    );
-    Ok(mounts)
+    let files = program_files()?.into_iter();
+    let mounts = files.map(|(path, place)| mount(&path, &place, true));
+    Ok(mounts.collect())
 }
 
 /// Calls that need the guest's kernel and the host's end to agree, in one

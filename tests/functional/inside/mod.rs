@@ -1,5 +1,9 @@
 //! What this program does in a container, where tests run it: system calls that
-//! busybox has no command for. `functional --inside WHAT FILE`.
+//! busybox has no command for. `functional --inside WHAT FILE...`.
+
+mod fsx;
+mod mapped;
+mod posix;
 
 use anyhow::{bail, ensure};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
@@ -14,9 +18,36 @@ use std::time::Duration;
 /// The program's first argument there.
 pub(crate) const INSIDE: &str = "--inside";
 
+/// The files that this program consists of, and where they belong in a container:
+/// the program is `/t/test` there.
+pub(crate) fn program_files() -> anyhow::Result<Vec<(PathBuf, String)>> {
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let mut libraries: Vec<&str> = maps
+        .lines()
+        .filter_map(|line| line.find('/').map(|at| &line[at..]))
+        .filter(|path| path.contains(".so"))
+        .collect();
+    libraries.sort_unstable();
+    libraries.dedup();
+    // The loader by the name that programs have, a link.
+    libraries.push("/lib64/ld-linux-x86-64.so.2");
+    let mut files = vec![(std::env::current_exe()?, "/t/test".to_owned())];
+    files.extend(
+        libraries
+            .iter()
+            .map(|path| (PathBuf::from(path), (*path).to_owned())),
+    );
+    Ok(files)
+}
+
 /// Does what the arguments after [`INSIDE`] say.
 pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<()> {
     let what = arguments.next().unwrap_or_default();
+    match what.as_str() {
+        "posix" => return posix::run(arguments),
+        "fsx" => return fsx::run(arguments),
+        _ => {}
+    }
     let file = PathBuf::from(arguments.next().unwrap_or_default());
     match what.as_str() {
         "hold" => hold(&file),

@@ -1,0 +1,264 @@
+//! Files on every kind of mount: what POSIX promises, random operations, room that
+//! comes back, limits that bind one pod alone, directories that pods share.
+
+use crate::inside::{INSIDE, program_files};
+use crate::{Test, shared};
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+use spherule_tests::manifest::{container, pod};
+use spherule_tests::{Daemon, DaemonOptions, Ran};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("every_kind_of_mount_keeps_what_posix_promises", every_mount),
+    ("two_pods_share_a_directory_of_the_host", two_pods),
+    ("deleted_files_give_their_room_back", discard),
+    ("ephemeral_storage_binds_a_container_and_a_pod", limits),
+];
+
+/// Those that take minutes.
+pub(crate) const LONG: &[Test] = &[
+    ("many_random_operations_on_every_mount", many_operations),
+    ("a_hundred_thousand_files_and_a_huge_one", many_files),
+];
+
+/// Only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A daemon whose pods may have any directory of the host.
+fn open_daemon() -> anyhow::Result<Daemon> {
+    Daemon::with(DaemonOptions {
+        args: vec!["--allow-host-path".into(), "/".into()],
+        ..DaemonOptions::default()
+    })
+}
+
+/// A directory on the disk that this program lies on: a tmpfs may lack what is
+/// tried here.
+fn host_dir() -> anyhow::Result<tempfile::TempDir> {
+    let dir = tempfile::tempdir_in(std::env::current_exe()?.with_file_name(""))?;
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777))?;
+    Ok(dir)
+}
+
+fn host_path(name: &str, path: &Path) -> Value {
+    json!({"name": name, "hostPath": {"path": path}})
+}
+
+/// Volumes and mounts of a pod with every kind of mount: /share, /disk, /memory,
+/// and this program.
+fn every_kind(host: &Path) -> anyhow::Result<(Vec<Value>, Vec<Value>)> {
+    let mut volumes = vec![
+        host_path("share", host),
+        json!({"name": "disk", "emptyDir": {}}),
+        json!({"name": "memory", "emptyDir": {"medium": "Memory"}}),
+    ];
+    let mut mounts: Vec<Value> = ["share", "disk", "memory"]
+        .iter()
+        .map(|name| json!({"name": name, "mountPath": format!("/{name}")}))
+        .collect();
+    for (number, (path, place)) in program_files()?.into_iter().enumerate() {
+        let name = format!("program-{number}");
+        volumes.push(host_path(&name, &path));
+        mounts.push(json!({"name": name, "mountPath": place, "readOnly": true}));
+    }
+    Ok((volumes, mounts))
+}
+
+fn inside(command: &str) -> String {
+    format!("/t/test {INSIDE} {command} 2>&1")
+}
+
+fn every_mount() -> anyhow::Result<()> {
+    let daemon = open_daemon()?;
+    let host = host_dir()?;
+    let (volumes, mounts) = every_kind(host.path())?;
+    let all = "/share /disk /memory /tmp";
+    let script = format!(
+        "{} && {}",
+        inside(&format!("posix {all}")),
+        inside(&format!("fsx 600 1 {all}"))
+    );
+    let root = container("root", &script, json!({"volumeMounts": mounts}));
+    // What root left is there, and so are its rights.
+    let user =
+        json!({"volumeMounts": mounts, "securityContext": {"runAsUser": 1000, "runAsGroup": 1000}});
+    let script = inside("posix /share /disk /memory");
+    let user = container("user", &script, user);
+    let spec = json!({"volumes": volumes, "initContainers": [root]});
+    let ran = daemon.run(&pod("every-mount", &[user], spec))?;
+    let out = ran.ok()?;
+    ensure!(out.matches("POSIX checks passed").count() == 2, "{out}");
+    ensure!(out.matches("600 operations").count() == 4, "{out}");
+    Ok(())
+}
+
+fn many_operations() -> anyhow::Result<()> {
+    let daemon = open_daemon()?;
+    let host = host_dir()?;
+    let (volumes, mounts) = every_kind(host.path())?;
+    let seed = std::process::id();
+    let script = inside(&format!("fsx 20000 {seed} /share /disk /memory /tmp"));
+    let c = container("c", &script, json!({"volumeMounts": mounts}));
+    let out = daemon.run(&pod("many-operations", &[c], json!({"volumes": volumes})))?;
+    ensure!(out.ok()?.matches("20000 operations").count() == 4);
+    Ok(())
+}
+
+fn many_files() -> anyhow::Result<()> {
+    let daemon = open_daemon()?;
+    let host = host_dir()?;
+    let (volumes, mounts) = every_kind(host.path())?;
+    let script = "set -e; for d in /share /disk; do mkdir $d/many; cd $d/many; \
+        seq 100000 | while read n; do echo $n >$n; done; \
+        test $(ls | wc -l) = 100000; test \"$(cat 77777)\" = 77777; \
+        cd /; rm -r $d/many; \
+        dd if=/dev/zero of=$d/huge bs=1M seek=10239 count=1 2>/dev/null; \
+        stat -c %s $d/huge; test $(stat -c %b $d/huge) -lt 10000; done";
+    let c = container("c", script, json!({"volumeMounts": mounts}));
+    let ran = daemon.run(&pod("many-files", &[c], json!({"volumes": volumes})))?;
+    let size = 10_u64 << 30;
+    ensure!(ran.ok()? == format!("[c] {size}\n[c] {size}\n"));
+    ensure!(fs::metadata(host.path().join("huge"))?.len() == size);
+    Ok(())
+}
+
+/// Each sees at once what the other does, and bytes appended by both stay whole.
+fn two_pods() -> anyhow::Result<()> {
+    let daemon = open_daemon()?;
+    let host = host_dir()?;
+    let mount = json!({"volumeMounts": [{"name": "h", "mountPath": "/h"}]});
+    // They take turns: each goes on when it sees the other's last step.
+    let script = |own: &str, other: &str, begins: bool| {
+        let wait = format!("until test \"$(cat /h/{other})\" = $n; do :; done; ");
+        let write = format!("echo $n >/h/{own}.new; mv /h/{own}.new /h/{own}; ");
+        let turn = if begins { write + &wait } else { wait + &write };
+        format!(
+            "echo 0 >/h/{own}; until test -e /h/{other}; do :; done; \
+             for n in $(seq 20); do echo {own} $n >>/h/both; {turn} done"
+        )
+    };
+    let mut pods = Vec::new();
+    for (name, script) in [
+        ("a", script("a", "b", true)),
+        ("b", script("b", "a", false)),
+    ] {
+        let c = container("c", &script, mount.clone());
+        let spec = json!({"volumes": [host_path("h", host.path())]});
+        let manifest = pod(&format!("shared-{name}"), &[c], spec);
+        daemon.run_detached(&manifest)?;
+        pods.push(format!("shared-{name}"));
+    }
+    for name in &pods {
+        daemon.wait_for(name, "over", |pod| pod["phase"] == "PHASE_SUCCEEDED")?;
+    }
+    let both = fs::read_to_string(host.path().join("both"))?;
+    let mut lines: Vec<&str> = both.lines().collect();
+    lines.sort_unstable();
+    let mut wanted: Vec<String> = (1..=20)
+        .flat_map(|n| [format!("a {n}"), format!("b {n}")])
+        .collect();
+    wanted.sort_unstable();
+    ensure!(lines == wanted, "{both}");
+    Ok(())
+}
+
+/// Bytes that the scratch disk of a pod takes of the host's disk.
+fn scratch_bytes(daemon: &Daemon, id: &str) -> anyhow::Result<u64> {
+    let path = daemon.root().join("pods").join(id).join("scratch.ext4");
+    let meta = fs::metadata(&path).with_context(|| path.display().to_string())?;
+    Ok(meta.blocks() * 512)
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let started = Instant::now();
+    while !holds()? {
+        ensure!(started.elapsed() < PATIENCE, "{what}: waited in vain");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn exec(daemon: &Daemon, pod: &str, script: &str) -> anyhow::Result<Ran> {
+    daemon.cli(["exec", pod, "--", "sh", "-c", script])
+}
+
+fn discard() -> anyhow::Result<()> {
+    const MIB: u64 = 1 << 20;
+    let daemon = shared::daemon()?;
+    let mount = json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]});
+    let c = container("c", "sleep 100000", mount);
+    let spec = json!({"volumes": [{"name": "v", "emptyDir": {}}]});
+    let id = daemon.run_detached(&pod("discard", &[c], spec))?;
+    daemon.wait_for(&id, "running", |p| {
+        p["containers"][0]["state"] == "STATE_RUNNING"
+    })?;
+    let before = scratch_bytes(&daemon, &id)?;
+    ensure!(before < 16 * MIB, "an empty disk takes {before} bytes");
+    // In a volume and in the container's own root.
+    let write = "dd if=/dev/zero of=/v/big bs=1M count=32 2>/dev/null && \
+        dd if=/dev/zero of=/big bs=1M count=32 2>/dev/null && sync /v/big && sync";
+    exec(&daemon, &id, write)?.ok()?;
+    wait_until("the bytes are not written", || {
+        Ok(scratch_bytes(&daemon, &id)? >= before + 64 * MIB)
+    })?;
+    exec(&daemon, &id, "rm /v/big /big && sync")?.ok()?;
+    wait_until("the room is not given back", || {
+        Ok(scratch_bytes(&daemon, &id)? < before + 16 * MIB)
+    })?;
+    let dir = daemon.root().join("pods").join(&id);
+    daemon.cli(["stop", &id])?.ok()?;
+    ensure!(
+        !dir.join("scratch.ext4").exists(),
+        "the disk outlives its VM"
+    );
+    daemon.cli(["rm", &id])?.ok()?;
+    Ok(())
+}
+
+fn limits() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    let limit = |amount: &str| json!({"limits": {"ephemeral-storage": amount}});
+    let with = |amount| json!({"resources": limit(amount), "volumeMounts": [{"name": "v", "mountPath": "/v"}]});
+    let fill = |file: &str, mib: u32| {
+        format!(
+            "dd if=/dev/zero of={file} bs=1M count={mib} 2>&1 | grep -o -e 'No space left' -e 'quota exceeded'"
+        )
+    };
+    // Its own limit is met while the disk has room, which the other one uses, until
+    // that is full, too; what is deleted can be used again.
+    let small = format!(
+        "{}; touch /v/met; until test -e /v/full; do sleep 0.1; done; rm -f /small; echo again >/small && cat /small",
+        fill("/small", 16)
+    );
+    let large = format!(
+        "until test -e /v/met; do sleep 0.1; done; \
+         dd if=/dev/zero of=/large bs=1M count=16 2>/dev/null && echo fits; \
+         {}; rm /v/rest; echo x >/v/full",
+        fill("/v/rest", 64)
+    );
+    let containers = [
+        container("small", &small, with("8Mi")),
+        container("large", &large, with("24Mi")),
+    ];
+    let spec = json!({"volumes": [{"name": "v", "emptyDir": {}}]});
+    let out = daemon.run(&pod("ephemeral", &containers, spec))?.ok()?;
+    let of = |name: &str| {
+        let start = format!("[{name}] ");
+        let lines = out.lines().filter_map(|line| line.strip_prefix(&start));
+        lines.collect::<Vec<_>>()
+    };
+    ensure!(of("small") == ["quota exceeded", "again"], "{out}");
+    ensure!(of("large") == ["fits", "No space left"], "{out}");
+    let refused = |amount: &str| {
+        let c = container("c", "true", json!({"resources": limit(amount)}));
+        daemon.run(&pod("ephemeral-refused", &[c], json!({})))
+    };
+    let path = "spec.containers[0].resources.limits.ephemeral-storage";
+    refused("-1")?.refused(&[path, "negative"])?;
+    refused("1Ei")?.refused(&[path, "at most"])?;
+    Ok(())
+}
