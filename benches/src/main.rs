@@ -1,8 +1,7 @@
 //! `cargo xtask bench`: how long the stages of a pod's start take on each engine,
 //! what a pod costs in memory, how long the calls of the CRI take, how fast streams
-//! are, what its network carries. Real pods on the real daemon, nothing else: the
-//! stages are those that the daemon records
-//! for every pod.
+//! and files are, what its network carries. Real pods on the real daemon, nothing
+//! else: the stages are those that the daemon records for every pod.
 
 mod cri;
 mod memory;
@@ -10,6 +9,7 @@ mod network;
 mod report;
 mod start;
 mod statistics;
+mod storage;
 mod streaming;
 
 use anyhow::ensure;
@@ -27,7 +27,7 @@ struct Args {
     /// Engines to measure
     #[arg(long, value_delimiter = ',', default_value = "kvm,qemu")]
     engines: Vec<String>,
-    /// Engines on which the CRI's calls are measured; default: the machine's own
+    /// Engines on which the CRI's calls and files are measured; default: the machine's own
     #[arg(long, value_delimiter = ',')]
     cri_engines: Option<Vec<String>>,
     /// How many sandboxes are asked for at once
@@ -39,6 +39,9 @@ struct Args {
     /// Only the network
     #[arg(long)]
     only_network: bool,
+    /// Only files
+    #[arg(long, conflicts_with = "only_network")]
+    only_files: bool,
     /// Guest instructions until the agent runs, as `xtask kernel --measure` counts them
     #[arg(long)]
     kernel_instructions: Option<u64>,
@@ -70,12 +73,17 @@ fn main() -> anyhow::Result<()> {
 
 fn measure(engine: &str, args: &Args) -> anyhow::Result<EngineReport> {
     eprintln!("engine {engine}");
-    let (detail, mut sections) = if args.only_network {
+    let (detail, mut sections) = if args.only_network || args.only_files {
         (String::new(), Vec::new())
     } else {
         pods(engine, args)?
     };
-    sections.extend(networks(engine, args)?);
+    if !args.only_files {
+        sections.extend(networks(engine, args)?);
+    }
+    if !args.only_network && patient(engine, args) {
+        sections.extend(storage::measure(engine, args.runs)?);
+    }
     Ok(EngineReport {
         engine: engine.into(),
         detail,
@@ -93,16 +101,20 @@ fn pods(engine: &str, args: &Args) -> anyhow::Result<(String, Vec<Section>)> {
     let info = daemon.cli(["info", "--output", "json"])?.json()?;
     let detail = info["engineReason"].as_str().unwrap_or_default().to_owned();
     let mut sections = start::measure(&daemon, args.runs)?;
-    // Thirty pods at once would take hours on a KVM that emulates.
-    let with_cri = match &args.cri_engines {
-        Some(engines) => engines.iter().any(|wanted| wanted == engine),
-        None => machine().engine == engine,
-    };
-    if with_cri {
+    if patient(engine, args) {
         sections.extend(cri::measure(&daemon, args.runs, &args.at_once)?);
         sections.extend(streaming::measure(&daemon, args.runs)?);
     }
     Ok((detail, sections))
+}
+
+/// Thirty pods at once, or ten thousand files, would take hours on a KVM that
+/// emulates.
+fn patient(engine: &str, args: &Args) -> bool {
+    match &args.cri_engines {
+        Some(engines) => engines.iter().any(|wanted| wanted == engine),
+        None => machine().engine == engine,
+    }
 }
 
 fn networks(engine: &str, args: &Args) -> anyhow::Result<Vec<Section>> {

@@ -40,7 +40,12 @@ pub(crate) fn build(root: &Path, profile: Profile) -> anyhow::Result<Binaries> {
 
 /// `cargo xtask bench`.
 pub(crate) fn bench(root: &Path, args: &[String]) -> anyhow::Result<()> {
-    packages::ensure(&[packages::KERNEL, packages::RUN, packages::DEMO])?;
+    packages::ensure(&[
+        packages::KERNEL,
+        packages::RUN,
+        packages::DEMO,
+        packages::BENCH,
+    ])?;
     let vmlinux = kernel::ensure(root)?;
     guest::ensure(root)?;
     build(root, Profile::Release)?;

@@ -40,6 +40,9 @@ pub(crate) const TEST: &[&str] = &[
     "nftables",
 ];
 
+/// For measurements of files.
+pub(crate) const BENCH: &[&str] = &["fio"];
+
 /// Makes sure that these packages are installed.
 pub(crate) fn ensure(groups: &[&[&'static str]]) -> anyhow::Result<()> {
     let missing: Vec<&str> = groups
