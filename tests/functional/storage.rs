@@ -168,7 +168,7 @@ fn two_pods() -> anyhow::Result<()> {
 
 /// Bytes that the scratch disk of a pod takes of the host's disk.
 fn scratch_bytes(daemon: &Daemon, id: &str) -> anyhow::Result<u64> {
-    let path = daemon.root().join("pods").join(id).join("scratch.ext4");
+    let path = daemon.root().join("pods").join(id).join("scratch.img");
     let meta = fs::metadata(&path).with_context(|| path.display().to_string())?;
     Ok(meta.blocks() * 512)
 }
@@ -212,7 +212,7 @@ fn discard() -> anyhow::Result<()> {
     let dir = daemon.root().join("pods").join(&id);
     daemon.cli(["stop", &id])?.ok()?;
     ensure!(
-        !dir.join("scratch.ext4").exists(),
+        !dir.join("scratch.img").exists(),
         "the disk outlives its VM"
     );
     daemon.cli(["rm", &id])?.ok()?;

@@ -83,7 +83,7 @@ impl Tried {
 
     fn fill(&mut self, len: usize) -> Vec<u8> {
         let first = self.random.below(255);
-        (0..len).map(|at| ((first + at) % 256) as u8).collect()
+        (0..=u8::MAX).cycle().skip(first).take(len).collect()
     }
 
     fn put(&mut self, start: usize, bytes: &[u8]) {

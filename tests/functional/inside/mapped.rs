@@ -41,7 +41,8 @@ impl Mapped {
     /// Waits until the file has what was set.
     pub(super) fn sync(&self) -> anyhow::Result<()> {
         // SAFETY: the mapping's own range.
-        Ok(unsafe { msync(self.at.as_ptr().cast(), self.len, MsyncFlags::SYNC)? })
+        unsafe { msync(self.at.as_ptr().cast(), self.len, MsyncFlags::SYNC)? };
+        Ok(())
     }
 }
 

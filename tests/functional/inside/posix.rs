@@ -471,7 +471,7 @@ fn persistence(dir: &Path) -> anyhow::Result<()> {
     for number in 0..20_usize {
         let path = dir.join(number.to_string());
         let mut file = File::create(&path)?;
-        let bytes: Vec<u8> = (0..number * 1000).map(|at| (at % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..=250).cycle().take(number * 1000).collect();
         file.write_all(&bytes)?;
         match number % 3 {
             0 => file.sync_all()?,
@@ -559,9 +559,9 @@ fn set_times(dir: &Path) -> anyhow::Result<()> {
     let found = stamp(&path)?;
     ensure!(found[0] == (1_000_000_000, 123_456_789), "{found:?}");
     ensure!(found[1] == (1_500_000_000, 987_654_321), "{found:?}");
-    set(time(0, UTIME_OMIT.into()), time(1, 0))?;
+    set(time(0, UTIME_OMIT), time(1, 0))?;
     ensure!(stamp(&path)?[..2] == [(1_000_000_000, 123_456_789), (1, 0)]);
-    set(time(0, UTIME_NOW.into()), time(0, UTIME_OMIT.into()))?;
+    set(time(0, UTIME_NOW), time(0, UTIME_OMIT))?;
     let found = stamp(&path)?;
     ensure!(
         found[0].0 > 1_600_000_000 && found[1] == (1, 0),
