@@ -135,6 +135,24 @@ impl CapabilityPlan {
         self.set(CapabilitySet::empty())
     }
 
+    /// Leaves the process what the exec of a program would: all permitted ones to
+    /// root, the ambient ones to others. For one that becomes no program.
+    pub(crate) fn settle(&self, is_root: bool) -> Result<(), Errno> {
+        let kept = if is_root {
+            self.permitted
+        } else {
+            self.ambient
+        };
+        set_capabilities(
+            None,
+            CapabilitySets {
+                effective: kept,
+                permitted: kept,
+                inheritable: self.inheritable,
+            },
+        )
+    }
+
     fn set(&self, extra: CapabilitySet) -> Result<(), Errno> {
         set_capabilities(
             None,

@@ -231,6 +231,10 @@ fn become_program(
         Work::Program(args) => args,
         Work::Copy(files) => {
             take_rights(checked, identity, || users.enter())?;
+            checked
+                .capabilities
+                .settle(identity.uid == 0)
+                .doing(|| "dropping capabilities".into())?;
             process::reset_signals();
             agent.done();
             process::exit_now(copy::run(files));
