@@ -244,7 +244,7 @@ fn mounts(daemon: &Daemon, host: &Path, runs: usize) -> anyhow::Result<Section> 
     let sandbox = sandbox_config("mounts", &logs);
     let cri = Cri::connect(daemon)?;
     let pod = cri.run(&sandbox)?;
-    let mut start = |name: String, count: usize| {
+    let start = |name: String, count: usize| {
         let mounts = directories.iter().take(count).enumerate();
         let config = v1::ContainerConfig {
             mounts: mounts
