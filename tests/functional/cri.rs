@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
         idempotence,
     ),
     ("exec_sync_returns_output_and_code", exec_sync),
+    ("paths_are_masked_and_read_only", path_rules),
     ("figures_are_those_of_the_guest", figures),
     ("figures_have_a_metric_a_descriptor", metrics),
     ("own_commands_show_cri_pods", own_commands),
@@ -103,6 +104,32 @@ fn life() -> anyhow::Result<()> {
     )?;
     pod.cri.remove_pod(&pod.id)?;
     refused(pod.cri.sandbox(&pod.id), Code::NotFound, &[&pod.id])
+}
+
+/// What a request names is hidden or read-only, whatever it is and whoever looks.
+fn path_rules() -> anyhow::Result<()> {
+    let pod = Pod::new("cri-paths")?;
+    let mut config = container_config("c", "sleep 1000");
+    let paths = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+    config.linux = Some(v1::LinuxContainerConfig {
+        security_context: Some(v1::LinuxContainerSecurityContext {
+            masked_paths: paths(&["/etc", "/proc/uptime", "/not/there"]),
+            readonly_paths: paths(&["/bin", "/proc/sys"]),
+            ..v1::LinuxContainerSecurityContext::default()
+        }),
+        ..v1::LinuxContainerConfig::default()
+    });
+    let id = pod.cri.create(&pod.id, config, &pod.config)?;
+    pod.cri.start(&id)?;
+    let seen = pod.cri.exec(&id, &["sh", "-c", "ls -A /etc; cat /proc/uptime"])?;
+    ensure!(seen.exit_code == 0 && seen.stdout.is_empty(), "{seen:?}");
+    for write in ["touch /bin/new", "echo x > /proc/sys/kernel/domainname"] {
+        let refused = pod.cri.exec(&id, &["sh", "-c", write])?;
+        let told = String::from_utf8_lossy(&refused.stderr);
+        ensure!(refused.exit_code != 0, "{write} worked");
+        ensure!(told.contains("Read-only file system"), "{write}: {told}");
+    }
+    Ok(())
 }
 
 fn filters() -> anyhow::Result<()> {
