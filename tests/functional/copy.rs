@@ -97,7 +97,7 @@ fn both_ways() -> anyhow::Result<()> {
         (&none, "cp:/v", "none"),
         (text(&tree)?, "cp:/none/deeper/new", "/none/deeper"),
         (text(&tree)?, "cp:/etc/new", "denied"),
-        (text(&tree)?, "/tmp", "POD:PATH"),
+        (text(&tree)?, "/tmp", "pod:path"),
         (text(&tree)?, "ghost:/v", "ghost"),
     ];
     for (from, to, word) in wrong {
