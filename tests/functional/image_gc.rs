@@ -106,7 +106,7 @@ fn make_room() -> anyhow::Result<()> {
         df["images"]["total"] == 2 && df["images"]["inUse"] == 2,
         "{df:#}"
     );
-    ensure!(df["images"]["reclaimableBytes"] == "0" || df["images"]["reclaimableBytes"].is_null());
+    ensure!(df["images"]["reclaimableBytes"] == 0, "{df:#}");
     ensure!(
         df["pods"]["total"] == 1 && df["pods"]["inUse"] == 1,
         "{df:#}"
