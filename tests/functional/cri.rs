@@ -121,7 +121,9 @@ fn path_rules() -> anyhow::Result<()> {
     });
     let id = pod.cri.create(&pod.id, config, &pod.config)?;
     pod.cri.start(&id)?;
-    let seen = pod.cri.exec(&id, &["sh", "-c", "ls -A /etc; cat /proc/uptime"])?;
+    let seen = pod
+        .cri
+        .exec(&id, &["sh", "-c", "ls -A /etc; cat /proc/uptime"])?;
     ensure!(seen.exit_code == 0 && seen.stdout.is_empty(), "{seen:?}");
     for write in ["touch /bin/new", "echo x > /proc/sys/kernel/domainname"] {
         let refused = pod.cri.exec(&id, &["sh", "-c", write])?;
