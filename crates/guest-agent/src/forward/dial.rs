@@ -31,8 +31,10 @@ struct Rest {
 /// How far an attempt has come.
 #[derive(Debug)]
 pub(super) enum Dialed {
-    /// Until the socket is writable.
+    /// Until the socket is writable, of which the caller has heard before.
     Waits(Dial),
+    /// Likewise, but the socket is another: it is not watched yet.
+    Begun(Dial),
     Connected(OwnedFd),
     Failed(AgentError),
 }
@@ -119,7 +121,7 @@ impl Rest {
         while let Some(address) = self.addresses.pop_front() {
             match begin(address) {
                 Ok((socket, true)) => return connected(socket),
-                Ok((socket, false)) => return Dialed::Waits(Dial { socket, rest: self }),
+                Ok((socket, false)) => return Dialed::Begun(Dial { socket, rest: self }),
                 Err(e) => self.note(e),
             }
         }
@@ -160,5 +162,61 @@ fn connected(socket: OwnedFd) -> Dialed {
     match sockopt::set_tcp_nodelay(&socket, true).doing(|| "setting TCP_NODELAY".into()) {
         Ok(()) => Dialed::Connected(socket),
         Err(e) => Dialed::Failed(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
+    use std::net::TcpListener;
+    use std::os::fd::AsRawFd;
+
+    /// Drives an attempt as the event loop does: waits for the sockets that it was told
+    /// to watch, and no others. Returns its end and how many there were.
+    fn run(mut dialed: Dialed) -> (Dialed, usize) {
+        let mut watched = None;
+        let mut sockets = 0;
+        loop {
+            let dial = match dialed {
+                Dialed::Begun(dial) => {
+                    sockets += 1;
+                    watched = Some(dial.socket().as_raw_fd());
+                    dial
+                }
+                Dialed::Waits(dial) => dial,
+                end => return (end, sockets),
+            };
+            assert_eq!(Some(dial.socket().as_raw_fd()), watched, "not watched");
+            let socket = PollFd::new(dial.socket(), PollFlags::OUT);
+            poll(&mut [socket], None).unwrap();
+            dialed = dial.advance();
+        }
+    }
+
+    #[test]
+    fn next_address_is_begun_where_one_refuses_later() {
+        // Bound, so that nobody else has the port, but deaf.
+        let bound = socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        );
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let bound = bound.and_then(|s| rustix::net::bind(&s, &any).map(|()| s));
+        let address = rustix::net::getsockname(bound.unwrap()).unwrap();
+        let port = SocketAddr::try_from(address).unwrap().port();
+        let (end, sockets) = run(start(port));
+        assert!(matches!(end, Dialed::Failed(_)), "{end:?}");
+        // The kernel answers for the loopback after `connect` has returned.
+        assert!(sockets > 1, "{sockets}");
+    }
+
+    #[test]
+    fn listener_of_ipv6_alone_is_found() {
+        let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
+        let (end, _) = run(start(listener.local_addr().unwrap().port()));
+        assert!(matches!(end, Dialed::Connected(_)), "{end:?}");
     }
 }

@@ -88,13 +88,7 @@ impl Forward {
     pub(crate) fn advance(&mut self, scratch: &mut [u8]) -> Result<Progress, ConnectionError> {
         match self.phase.take() {
             Some(Phase::New(framed)) => self.take_request(framed, scratch),
-            Some(Phase::Dialing(framed, dial)) => match dial.advance() {
-                Dialed::Waits(dial) => {
-                    self.phase = Some(Phase::Dialing(framed, dial));
-                    Ok(Progress::Wait)
-                }
-                dialed => self.on_dialed(framed, dialed),
-            },
+            Some(Phase::Dialing(framed, dial)) => self.on_dialed(framed, dial.advance()),
             Some(Phase::Copying(mut copying)) => {
                 let progress = copying.advance(scratch);
                 self.phase = Some(Phase::Copying(copying));
@@ -128,7 +122,11 @@ impl Forward {
         dialed: Dialed,
     ) -> Result<Progress, ConnectionError> {
         match dialed {
-            Dialed::Waits(dial) => self.phase = Some(Phase::Dialing(framed, dial)),
+            Dialed::Waits(dial) => {
+                self.phase = Some(Phase::Dialing(framed, dial));
+                return Ok(Progress::Wait);
+            }
+            Dialed::Begun(dial) => self.phase = Some(Phase::Dialing(framed, dial)),
             Dialed::Failed(error) => return refuse(framed, error),
             Dialed::Connected(target) => {
                 framed.send(&PortForwardOpened { error: None })?;
