@@ -3,11 +3,9 @@
 use std::{collections::HashSet, os::unix::fs::MetadataExt};
 
 use crate::{
-    Digest, ImageError, ImageStore, Removed,
-    blobs::Kind,
-    pressure::now_ns,
-    record::{ImageRecord, LeaseRecord},
+    Digest, ImageError, ImageStore, Removed, blobs::Kind, pressure::now_ns, record::LeaseRecord,
 };
+use state_store::Transaction;
 
 /// Bytes of a block as stat(2) counts them.
 pub(crate) const STAT_BLOCK: u64 = 512;
@@ -128,17 +126,7 @@ impl ImageStore {
             if removed.untagged.len() < all.len() {
                 return Ok(removed);
             }
-            let image_key = id.to_string();
-            if users.is_empty() {
-                tx.remove(&tables.images, &image_key)?;
-                removed.deleted = Some(id);
-            } else if let Some(record) = tx.get(&tables.images, &image_key)? {
-                let record = ImageRecord {
-                    delete_when_free: true,
-                    ..record
-                };
-                tx.put(&tables.images, &image_key, &record)?;
-            }
+            removed.deleted = self.let_go(tx, id)?;
             Ok(removed)
         })?;
         drop(changes);
@@ -160,7 +148,6 @@ impl ImageStore {
             return Ok(Removed::default());
         };
         let tables = &self.inner.tables;
-        let key = id.to_string();
         let removed = tables.state.transaction::<_, ImageError>(|tx| {
             let mut removed = Removed::default();
             for (name, record) in tx.list(&tables.names)? {
@@ -169,16 +156,7 @@ impl ImageStore {
                     removed.untagged.push(name);
                 }
             }
-            if owners(&tx.list(&tables.leases)?, &id).is_empty() {
-                tx.remove(&tables.images, &key)?;
-                removed.deleted = Some(id);
-            } else if let Some(record) = tx.get(&tables.images, &key)? {
-                let record = ImageRecord {
-                    delete_when_free: true,
-                    ..record
-                };
-                tx.put(&tables.images, &key, &record)?;
-            }
+            removed.deleted = self.let_go(tx, id)?;
             Ok(removed)
         })?;
         drop(changes);
@@ -186,6 +164,22 @@ impl ImageStore {
             self.gc()?;
         }
         Ok(removed)
+    }
+
+    /// An image without names: its record goes, or says that it is to go with its last
+    /// lease. Returns the image that went.
+    fn let_go(&self, tx: &Transaction<'_>, id: Digest) -> Result<Option<Digest>, ImageError> {
+        let tables = &self.inner.tables;
+        let key = id.to_string();
+        if owners(&tx.list(&tables.leases)?, &id).is_empty() {
+            tx.remove(&tables.images, &key)?;
+            return Ok(Some(id));
+        }
+        if let Some(mut record) = tx.get(&tables.images, &key)? {
+            record.delete_when_free = true;
+            tx.put(&tables.images, &key, &record)?;
+        }
+        Ok(None)
     }
 
     /// Removes files that no record needs and no work in progress uses.
