@@ -276,7 +276,7 @@ fn stop_signal(config: &ContainerConfig, image: &Image) -> Result<u32, CriError>
             .config
             .stop_signal
             .as_deref()
-            .and_then(signals::number)
+            .and_then(sandbox::signal_number)
     };
     Ok(match signals::from_cri(asked) {
         0 => own().unwrap_or(0),

@@ -116,7 +116,11 @@ fn resolved(image: Image) -> Resolved {
     let config = image.config;
     Resolved {
         id: image.id.to_string(),
-        stop_signal: config.stop_signal.as_deref().map_or(0, signal_number),
+        stop_signal: config
+            .stop_signal
+            .as_deref()
+            .and_then(sandbox::signal_number)
+            .unwrap_or(0),
         defaults: ImageDefaults {
             entrypoint: config.entrypoint,
             cmd: config.cmd,
@@ -125,44 +129,6 @@ fn resolved(image: Image) -> Resolved {
             user: config.user,
         },
     }
-}
-
-/// The number of a signal's name as images write it: "SIGTERM", "TERM" or "15".
-pub(crate) fn signal_number(name: &str) -> u32 {
-    if let Ok(number) = name.parse::<u32>() {
-        return if number <= 64 { number } else { 0 };
-    }
-    let bare = name.strip_prefix("SIG").unwrap_or(name);
-    if let Some(offset) = bare.strip_prefix("RTMIN") {
-        let offset = offset.strip_prefix('+').unwrap_or("0").parse::<u32>();
-        return offset.ok().filter(|n| *n <= 30).map_or(0, |n| 34 + n);
-    }
-    const NAMES: [(&str, u32); 20] = [
-        ("HUP", 1),
-        ("INT", 2),
-        ("QUIT", 3),
-        ("ILL", 4),
-        ("TRAP", 5),
-        ("ABRT", 6),
-        ("BUS", 7),
-        ("FPE", 8),
-        ("KILL", 9),
-        ("USR1", 10),
-        ("SEGV", 11),
-        ("USR2", 12),
-        ("PIPE", 13),
-        ("ALRM", 14),
-        ("TERM", 15),
-        ("CHLD", 17),
-        ("CONT", 18),
-        ("STOP", 19),
-        ("WINCH", 28),
-        ("PWR", 30),
-    ];
-    NAMES
-        .iter()
-        .find(|(n, _)| *n == bare)
-        .map_or(0, |(_, number)| *number)
 }
 
 #[cfg(test)]
@@ -182,20 +148,5 @@ mod tests {
             assert_eq!(policy(None, image), want, "{image}");
         }
         assert_eq!(policy(Some(Never), "busybox"), Never);
-    }
-
-    #[test]
-    fn signals_are_known_by_name_and_number() {
-        for (name, number) in [
-            ("SIGTERM", 15),
-            ("QUIT", 3),
-            ("9", 9),
-            ("SIGRTMIN+3", 37),
-            ("FLY", 0),
-            ("", 0),
-            ("999", 0),
-        ] {
-            assert_eq!(signal_number(name), number, "{name}");
-        }
     }
 }

@@ -57,6 +57,7 @@ mod remove;
 mod run;
 mod scratch;
 mod shares;
+mod signal;
 mod spec;
 mod stats;
 mod stop;
@@ -80,6 +81,7 @@ pub use record::{
     Stage, Step, UserIds, VmmId, VolumeState, stages,
 };
 pub use scratch::{DEFAULT_SCRATCH_MIB, MAX_SCRATCH_MIB, MIN_SCRATCH_MIB};
+pub use signal::{signal_name, signal_number};
 pub use spec::{
     BlockVolumeSpec, ContainerSpec, DeviceOf, DeviceSpec, DiskPath, DnsSpec, Engine, FileSystem,
     HostAlias, HostMount, IdRange, IoLimits, Medium, MountSource, MountSpec, NetworkSpec,
