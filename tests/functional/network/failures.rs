@@ -1,6 +1,6 @@
 //! Networks that cannot be had, and plugins that fail.
 
-use super::Net;
+use super::{Net, wait_for};
 use anyhow::{Context, ensure};
 use cri_api::v1;
 use serde_json::json;
@@ -16,13 +16,7 @@ fn list(name: &str, plugin: &str) -> serde_json::Value {
 
 pub(super) fn none() -> anyhow::Result<()> {
     let net = Net::on(Host::new()?, &[])?;
-    let ready = || -> anyhow::Result<v1::RuntimeCondition> {
-        let request = v1::StatusRequest::default();
-        let status = net.cri.wait(net.cri.runtime.clone().status(request))?;
-        let mut conditions = status.status.unwrap_or_default().conditions.into_iter();
-        let network = conditions.find(|c| c.r#type == "NetworkReady");
-        network.context("no condition")
-    };
+    let ready = || network_ready(&net.cri);
     let remedy = "spherule network init";
     let condition = ready()?;
     ensure!(
@@ -51,23 +45,58 @@ pub(super) fn none() -> anyhow::Result<()> {
     ensure!(refusal.contains("--force"), "{refusal}");
     net.host.init(&["--bridge", "other0", "--force"])?;
 
-    // A plugin of CNI 1.1 is asked itself.
-    let version = r#"{"cniVersion": "1.1.0", "supportedVersions": ["1.1.0"]}"#;
-    let excuse = r#"{"code": 50, "msg": "the fabric is down"}"#;
-    net.host.write_plugin(
-        "fabric",
-        &format!(
-            "test $CNI_COMMAND = VERSION && echo '{version}' || {{ echo '{excuse}'; exit 1; }}"
-        ),
+    fabric(
+        &net.host,
+        r#"echo '{"code": 50, "msg": "the fabric is down"}'; exit 1"#,
     )?;
-    let mut fabric = list("fabric", "fabric");
-    fabric["cniVersion"] = "1.1.0".into();
-    net.host.write_list("05-fabric.conflist", &fabric)?;
     let condition = ready()?;
     ensure!(
         !condition.status && condition.message.contains("the fabric is down"),
         "{condition:?}"
     );
+    Ok(())
+}
+
+/// The condition as a kubelet asks for it.
+fn network_ready(cri: &Cri) -> anyhow::Result<v1::RuntimeCondition> {
+    let request = v1::StatusRequest::default();
+    let status = cri.wait(cri.runtime.clone().status(request))?;
+    let mut conditions = status.status.unwrap_or_default().conditions.into_iter();
+    let network = conditions.find(|c| c.r#type == "NetworkReady");
+    network.context("no condition")
+}
+
+/// A network of one plugin of CNI 1.1, which is asked for its status itself: by the
+/// shell script `status`.
+fn fabric(host: &Host, status: &str) -> anyhow::Result<()> {
+    let version = r#"{"cniVersion": "1.1.0", "supportedVersions": ["1.1.0"]}"#;
+    host.write_plugin(
+        "fabric",
+        &format!("test $CNI_COMMAND = VERSION && echo '{version}' || {{ {status}; }}"),
+    )?;
+    let mut fabric = list("fabric", "fabric");
+    fabric["cniVersion"] = "1.1.0".into();
+    host.write_list("05-fabric.conflist", &fabric)
+}
+
+/// A plugin hangs on STATUS, and may for an hour: the kubelet gets an answer all the
+/// same.
+pub(super) fn hanging_status() -> anyhow::Result<()> {
+    let net = Net::on(Host::new()?, &["--cni-timeout", "1h"])?;
+    let there = net.host.dir().join("there");
+    fabric(
+        &net.host,
+        &format!("touch {}; exec sleep 1000", there.display()),
+    )?;
+    let socket = net.socket();
+    let call = std::thread::spawn(move || network_ready(&Cri::at(&socket)?));
+    wait_for(&there)?;
+    // Whoever asks for something else meanwhile is answered.
+    refused(net.cri.sandbox("nobody"), Code::NotFound, &["nobody"])?;
+    let condition = call.join().expect("no panic")?;
+    let told = &condition.message;
+    ensure!(!condition.status, "{condition:?}");
+    ensure!(told.contains("fabric") && told.contains("STATUS"), "{told}");
     Ok(())
 }
 

@@ -1,13 +1,12 @@
 //! kill -9 of the daemon while plugins work. What it leaves is gone after its next
 //! start.
 
-use super::{Net, PATIENCE};
+use super::{Net, wait_for};
 use anyhow::{Context, ensure};
 use cri_api::v1;
 use spherule_tests::Host;
 use spherule_tests::cri::Cri;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A plugin of the list that marks where it is and waits there, for ever unless
 /// `open` appears: before, or after the real one's work on a command.
@@ -28,15 +27,6 @@ fn waiting(host: &Host, plugin: &str, command: &str, after: bool) -> anyhow::Res
                {then}; cat {dir}/output"#
         ),
     )
-}
-
-fn wait_for(path: &Path) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !path.exists() {
-        ensure!(Instant::now() < deadline, "{} never came", path.display());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
 }
 
 /// The daemon is killed while a plugin waits; the next one finds the list whole.

@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use cri_api::v1;
 use spherule_tests::cri::{Cri, container_config, image, sandbox_config};
 use spherule_tests::{Daemon, DaemonOptions, Host, PEER_IMAGE};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,7 @@ pub(crate) const TESTS: &[Test] = &[
         "without_a_network_pods_are_refused_with_the_remedy",
         failures::none,
     ),
+    ("a_status_that_hangs_is_told_of", failures::hanging_status),
     ("an_add_that_fails_leaves_nothing", failures::add),
     ("a_del_that_fails_is_tried_again", failures::del),
     (
@@ -223,6 +224,16 @@ impl Net {
         ensure!(before == after, "left: {after:#?}\nbefore: {before:#?}");
         Ok(())
     }
+}
+
+/// Waits for a file that a plugin makes.
+fn wait_for(path: &Path) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !path.exists() {
+        ensure!(Instant::now() < deadline, "{} never came", path.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// Gives a container of a pod all rights in its guest.
