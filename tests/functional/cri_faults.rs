@@ -4,7 +4,7 @@ use crate::Test;
 use crate::lifecycle::processes_naming;
 use anyhow::{Context, ensure};
 use cri_api::v1::{self, ContainerEventType, ContainerState, PodSandboxState};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use spherule_tests::Daemon;
 use spherule_tests::cri::{Cri, container_config, refused, sandbox_config};
 use std::time::{Duration, Instant};
@@ -12,6 +12,10 @@ use tonic::{Code, Request, Status};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_vm_that_dies_ends_its_calls_and_is_told", vm_dies),
+    (
+        "a_vmm_that_hangs_at_a_start_holds_up_its_own_calls_only",
+        vmm_hangs,
+    ),
     ("calls_that_nobody_waits_for_leave_nothing", given_up),
 ];
 
@@ -86,15 +90,7 @@ fn vm_dies() -> anyhow::Result<()> {
     wait_until("the command runs", || sleeps(&cri, &container, "31337"))?;
     let stop = call(|cri, container| cri.stop(&container, 100_000));
 
-    let request = v1::PodSandboxStatusRequest {
-        pod_sandbox_id: pod.clone(),
-        verbose: true,
-    };
-    let status = cri.wait(cri.runtime.clone().pod_sandbox_status(request))?;
-    let info: serde_json::Value = serde_json::from_str(&status.info["info"])?;
-    let pid = info["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
-    let pid = pid.and_then(Pid::from_raw).context("no pid")?;
-    kill_process(pid, Signal::KILL)?;
+    kill_process(cri.vmm(&pod)?, Signal::KILL)?;
 
     let told = exec.join().expect("no panic");
     refused(told, Code::Unavailable, &[&pod, "virtual machine", "ended"])?;
@@ -159,6 +155,62 @@ fn once_free<T>(mut call: impl FnMut() -> Result<T, Status>) -> anyhow::Result<T
             answer => return Ok(answer?),
         }
     }
+}
+
+fn vmm_hangs() -> anyhow::Result<()> {
+    let mut daemon = Daemon::start()?;
+    let cri = Cri::connect(&daemon)?;
+    let make = |name: &str| {
+        let config = sandbox_config(name, daemon.dir());
+        let pod = cri.run(&config)?;
+        let container = cri.create(&pod, container_config("c", "sleep 100000"), &config)?;
+        cri.start(&container)?;
+        anyhow::Ok((pod, container))
+    };
+    let (pod, container) = make("cri-hangs")?;
+    let (_, other) = make("cri-beside")?;
+    let vmm = cri.vmm(&pod)?;
+
+    // It is there again before anybody would give it up.
+    kill_process(vmm, Signal::STOP)?;
+    daemon.kill()?;
+    daemon.restart()?;
+    let cri = Cri::connect(&daemon)?;
+    ensure!(cri.sandbox(&pod)?.state() == PodSandboxState::SandboxReady);
+    ensure!(cri.container(&container)?.state() == ContainerState::ContainerRunning);
+    ensure!(cri.exec(&other, &["true"])?.exit_code == 0);
+    let socket = daemon.run_dir().join("cri.sock");
+    let of = container.clone();
+    let exec = std::thread::spawn(move || anyhow::Ok(Cri::at(&socket)?.exec(&of, &["true"])?));
+    kill_process(vmm, Signal::CONT)?;
+    ensure!(exec.join().expect("no panic")?.exit_code == 0);
+    ensure!(cri.vmm(&pod)? == vmm, "another VM");
+
+    // It never comes again.
+    kill_process(vmm, Signal::STOP)?;
+    daemon.kill()?;
+    daemon.restart()?;
+    let cri = Cri::connect(&daemon)?;
+    let words = ["virtual machine", pod.as_str()];
+    refused(cri.exec(&container, &["true"]), Code::Unavailable, &words)?;
+    wait_until("the sandbox is not ready", || {
+        Ok(cri.sandbox(&pod)?.state() == PodSandboxState::SandboxNotready)
+    })?;
+    let ended = cri.container(&container)?;
+    ensure!(
+        ended.reason == "SandboxLost" && ended.message.contains("did not answer"),
+        "{ended:?}"
+    );
+    ensure!(cri.exec(&other, &["true"])?.exit_code == 0);
+    let request = v1::ListPodSandboxRequest::default();
+    for sandbox in cri
+        .wait(cri.runtime.clone().list_pod_sandbox(request))?
+        .items
+    {
+        cri.remove_pod(&sandbox.id)?;
+    }
+    ensure!(nothing_left(&daemon)?);
+    Ok(())
 }
 
 fn given_up() -> anyhow::Result<()> {

@@ -1,9 +1,9 @@
 //! The CRI: limits that change while it runs, and guests that do not answer.
 
 use crate::{Test, shared};
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use cri_api::v1::{self, LinuxContainerResources};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use spherule_tests::Daemon;
 use spherule_tests::cri::{Cri, container_config, image, refused, sandbox_config};
 use tempfile::TempDir;
@@ -202,24 +202,10 @@ fn of_container() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The VMM's process, as the status tells it.
-fn vmm(pod: &Pod) -> anyhow::Result<Pid> {
-    let request = v1::PodSandboxStatusRequest {
-        pod_sandbox_id: pod.sandbox.clone(),
-        verbose: true,
-    };
-    let mut runtime = pod.cri.runtime.clone();
-    let status = pod.cri.wait(runtime.pod_sandbox_status(request))?;
-    let info: serde_json::Value =
-        serde_json::from_str(status.info.get("info").context("no info")?)?;
-    let pid = info["pid"].as_i64().context("no pid")?;
-    Pid::from_raw(i32::try_from(pid)?).context("no pid")
-}
-
 fn hung() -> anyhow::Result<()> {
     let daemon = Daemon::start()?;
     let pod = Pod::new("cri-hung", &daemon)?;
-    kill_process(vmm(&pod)?, Signal::STOP)?;
+    kill_process(pod.cri.vmm(&pod.sandbox)?, Signal::STOP)?;
     // Removals do not wait for what cannot answer, and wait for one another.
     pod.cri.stop_pod(&pod.sandbox)?;
     ensure!(pod.cri.sandbox(&pod.sandbox)?.state() == v1::PodSandboxState::SandboxNotready);

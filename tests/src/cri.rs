@@ -6,6 +6,7 @@ use cri_api::v1;
 use cri_api::v1::image_service_client::ImageServiceClient;
 use cri_api::v1::runtime_service_client::RuntimeServiceClient;
 use hyper_util::rt::TokioIo;
+use rustix::process::Pid;
 use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
@@ -157,6 +158,19 @@ impl Cri {
         answer
             .status
             .ok_or_else(|| Status::unknown("an answer without status"))
+    }
+
+    /// The VMM's process of a sandbox, as its status tells.
+    pub fn vmm(&self, sandbox: &str) -> anyhow::Result<Pid> {
+        let request = v1::PodSandboxStatusRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            verbose: true,
+        };
+        let status = self.wait(self.runtime.clone().pod_sandbox_status(request))?;
+        let info = status.info.get("info").context("no info")?;
+        let info: serde_json::Value = serde_json::from_str(info)?;
+        let pid = info["pid"].as_i64().context("no pid")?;
+        Pid::from_raw(i32::try_from(pid)?).context("no pid")
     }
 
     /// Runs a command in a container to its end, which comes soon.

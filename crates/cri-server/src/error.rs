@@ -114,7 +114,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
             NetworkError::Identity { .. } => Code::InvalidArgument,
             _ => Code::Unavailable,
         },
-        SandboxError::VmDied { .. } => Code::Unavailable,
+        SandboxError::VmDied { .. } | SandboxError::Recovering { .. } => Code::Unavailable,
         SandboxError::Guest { code, .. } => guest_code(*code),
         SandboxError::File { source, .. } if is_full(source) => Code::ResourceExhausted,
         SandboxError::File { .. }

@@ -230,8 +230,8 @@ async fn resolve(
     resolved
 }
 
-/// The container could not be made or started. If its VM is gone, that is the
-/// cause, and is looked at in the next round.
+/// The container could not be made or started. If its VM is gone, or may be, that is
+/// the cause, and is looked at in the next round.
 async fn not_started(
     task: &Task,
     slot: Slot,
@@ -241,9 +241,11 @@ async fn not_started(
 ) -> Result<(), EngineError> {
     if matches!(
         error,
-        SandboxError::VmDied { .. } | SandboxError::WrongState { .. }
+        SandboxError::VmDied { .. }
+            | SandboxError::Recovering { .. }
+            | SandboxError::WrongState { .. }
     ) {
-        // The VM's end is recorded in a moment.
+        // The VM's end is recorded in a moment, if it has ended.
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         return Ok(());
     }

@@ -149,13 +149,13 @@ impl Task {
         let record = self.entry.record.get();
         match state::next(&record, ready, now_ns()) {
             Next::Finish(phase) => self.finish(phase, "", ""),
-            // One that is being made has its volumes.
+            // One is being made since a round that was dropped, or being undone.
+            Next::Sandbox if self.sandbox().is_some() => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Ok(())
+            }
             Next::Sandbox => {
-                let disks = match self.sandbox() {
-                    Some(_) => Some(Vec::new()),
-                    None => self.mount_volumes().await?,
-                };
-                let made = match disks {
+                let made = match self.mount_volumes().await? {
                     Some(disks) => self.run_sandbox(images, disks).await?,
                     None => false,
                 };

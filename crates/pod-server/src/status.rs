@@ -27,7 +27,9 @@ pub(crate) fn of_sandbox(error: &SandboxError) -> Status {
         SandboxError::WrongState { .. } => Code::FailedPrecondition,
         SandboxError::Invalid { .. } => Code::InvalidArgument,
         // Of the guest, not the daemon's fault.
-        SandboxError::Guest { .. } | SandboxError::VmDied { .. } => Code::Unavailable,
+        SandboxError::Guest { .. }
+        | SandboxError::VmDied { .. }
+        | SandboxError::Recovering { .. } => Code::Unavailable,
         _ => Code::Internal,
     };
     with_code(code, error)

@@ -63,6 +63,8 @@ pub struct Timeouts {
     pub vmm_exit: Duration,
     /// The rest of a container's output, after its end.
     pub drain: Duration,
+    /// A call's wait for a sandbox whose VM the daemon's start has not heard from.
+    pub recovery: Duration,
 }
 
 impl Default for Timeouts {
@@ -75,6 +77,7 @@ impl Default for Timeouts {
             shutdown: Duration::from_secs(10),
             vmm_exit: Duration::from_secs(5),
             drain: Duration::from_secs(30),
+            recovery: Duration::from_secs(10),
         }
     }
 }

@@ -80,6 +80,16 @@ pub enum SandboxError {
         /// What is known of the cause.
         cause: String,
     },
+    /// The daemon was started anew, and does not know yet whether the VM lives.
+    #[error(
+        "the daemon was started anew, and the virtual machine of {id} has not answered it within {seconds} s; try again soon: one that stays silent is ended"
+    )]
+    Recovering {
+        /// The sandbox.
+        id: String,
+        /// How long the call has waited.
+        seconds: u64,
+    },
     /// The agent in the guest did not answer in time.
     #[error(
         "the agent in the guest of {id} did not {what} within {seconds} s; its kernel's last words: {last_words}"
@@ -181,6 +191,7 @@ impl SandboxError {
             Self::Vmm { .. }
                 | Self::Network { .. }
                 | Self::VmDied { .. }
+                | Self::Recovering { .. }
                 | Self::AgentTimeout { .. }
                 | Self::File { .. }
                 | Self::State { .. }

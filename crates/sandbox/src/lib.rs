@@ -5,7 +5,7 @@
 //!
 //! | call | what it does |
 //! |------|--------------|
-//! | [`Sandboxes::open`] | recovers what the records know: adopts running VMs, undoes half-made ones |
+//! | [`Sandboxes::open`] | recovers what the records know: adopts running VMs, undoes half-made ones; returns at the latest after two seconds, and does the rest beside the calls |
 //! | [`Sandboxes::run_sandbox`] | network, scratch disk, VMM, boot, agent, set-up; all or nothing |
 //! | [`Sandboxes::create_container`] | image leased and attached, made by the agent |
 //! | [`Sandboxes::start_container`] | log attached, started |
@@ -102,7 +102,7 @@ use image_store::ImageStore;
 use images::Images;
 use pod_network::{Network, NetworkList};
 use recorded::Recorded;
-use registry::{Entry, Registry};
+use registry::{ContainerEntry, Entry, Registry};
 use state_store::{StateStore, Table};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -212,7 +212,9 @@ pub fn new_id() -> String {
 }
 
 impl Sandboxes {
-    /// Opens the records in `state` and brings them in line with the world. The
+    /// Opens the records in `state` and brings them in line with the world. What takes
+    /// longer than a moment goes on beside the calls; those that need a VM which has
+    /// not been heard from wait for it, then are [`SandboxError::Recovering`]. The
     /// store's lock keeps a second daemon out.
     ///
     /// # Errors
@@ -237,6 +239,22 @@ impl Sandboxes {
         });
         recover::recover(&inner).await?;
         Ok(Self { inner })
+    }
+
+    /// The sandbox of a call that needs its VM.
+    async fn entry(&self, id: &str) -> Result<Arc<Entry>, SandboxError> {
+        let entry = self.inner.registry.get(id)?;
+        let limit = self.inner.config.timeouts.recovery;
+        entry.recovered_within(limit).await?;
+        Ok(entry)
+    }
+
+    /// The container, with its sandbox, of a call that needs its VM.
+    async fn item(&self, id: &str) -> Result<(Arc<Entry>, Arc<ContainerEntry>), SandboxError> {
+        let (entry, item) = self.inner.registry.container(id)?;
+        let limit = self.inner.config.timeouts.recovery;
+        entry.recovered_within(limit).await?;
+        Ok((entry, item))
     }
 
     /// The settings.
@@ -294,7 +312,7 @@ impl Sandboxes {
         sandbox_id: &str,
         spec: ContainerSpec,
     ) -> Result<Container, SandboxError> {
-        let entry = self.inner.registry.get(sandbox_id)?;
+        let entry = self.entry(sandbox_id).await?;
         let inner = Arc::clone(&self.inner);
         detached(sandbox_id, async move {
             container::create(&inner, &entry, spec).await
@@ -307,7 +325,7 @@ impl Sandboxes {
     /// # Errors
     /// If it is not Created, or cannot be started: then it still is.
     pub async fn start_container(&self, id: &str) -> Result<(), SandboxError> {
-        let (entry, item) = self.inner.registry.container(id)?;
+        let (entry, item) = self.item(id).await?;
         let inner = Arc::clone(&self.inner);
         detached(
             id,
@@ -328,8 +346,9 @@ impl Sandboxes {
         grace: Duration,
         signal: Option<u32>,
     ) -> Result<(), SandboxError> {
-        let Ok((entry, item)) = self.inner.registry.container(id) else {
-            return Ok(());
+        let (entry, item) = match self.item(id).await {
+            Err(SandboxError::NoSuchContainer(_)) => return Ok(()),
+            found => found?,
         };
         let inner = Arc::clone(&self.inner);
         detached(id, async move {
@@ -344,8 +363,9 @@ impl Sandboxes {
     /// # Errors
     /// If something could not be removed; the rest stays recorded.
     pub async fn remove_container(&self, id: &str) -> Result<(), SandboxError> {
-        let Ok((entry, item)) = self.inner.registry.container(id) else {
-            return Ok(());
+        let (entry, item) = match self.item(id).await {
+            Err(SandboxError::NoSuchContainer(_)) => return Ok(()),
+            found => found?,
         };
         let inner = Arc::clone(&self.inner);
         detached(
@@ -366,7 +386,7 @@ impl Sandboxes {
         container_id: &str,
         spec: ExecSpec,
     ) -> Result<ExecSession, SandboxError> {
-        let (entry, item) = self.inner.registry.container(container_id)?;
+        let (entry, item) = self.item(container_id).await?;
         exec::exec(&self.inner, &entry, &item, &spec).await
     }
 
@@ -385,7 +405,7 @@ impl Sandboxes {
         container_id: &str,
         spec: AttachSpec,
     ) -> Result<ExecSession, SandboxError> {
-        let (entry, item) = self.inner.registry.container(container_id)?;
+        let (entry, item) = self.item(container_id).await?;
         attach::attach(&self.inner, &entry, &item, spec).await
     }
 
@@ -403,7 +423,7 @@ impl Sandboxes {
         timeout: Option<Duration>,
         limit: usize,
     ) -> Result<ExecResult, SandboxError> {
-        let (entry, item) = self.inner.registry.container(container_id)?;
+        let (entry, item) = self.item(container_id).await?;
         exec::exec_sync(&self.inner, &entry, &item, args, timeout, limit).await
     }
 
@@ -420,7 +440,7 @@ impl Sandboxes {
         sandbox_id: &str,
         port: u16,
     ) -> Result<UnixStream, SandboxError> {
-        let entry = self.inner.registry.get(sandbox_id)?;
+        let entry = self.entry(sandbox_id).await?;
         port_forward::open(&self.inner, &entry, port).await
     }
 
@@ -430,7 +450,7 @@ impl Sandboxes {
     /// # Errors
     /// [`SandboxError::WrongState`] unless the container runs.
     pub async fn reopen_log(&self, container_id: &str) -> Result<(), SandboxError> {
-        let (entry, item) = self.inner.registry.container(container_id)?;
+        let (entry, item) = self.item(container_id).await?;
         detached(container_id, async move {
             container::reopen(&entry, &item).await
         })
@@ -446,7 +466,7 @@ impl Sandboxes {
         id: &str,
         limits: ResourceSpec,
     ) -> Result<(), SandboxError> {
-        let (entry, item) = self.inner.registry.container(id)?;
+        let (entry, item) = self.item(id).await?;
         let inner = Arc::clone(&self.inner);
         detached(id, async move {
             update::container(&inner, &entry, &item, limits).await
@@ -459,7 +479,7 @@ impl Sandboxes {
     /// # Errors
     /// [`SandboxError::WrongState`] unless it is Ready.
     pub async fn update_sandbox(&self, id: &str, limits: ResourceSpec) -> Result<(), SandboxError> {
-        let entry = self.inner.registry.get(id)?;
+        let entry = self.entry(id).await?;
         let inner = Arc::clone(&self.inner);
         detached(
             id,
@@ -482,7 +502,7 @@ impl Sandboxes {
         volume: BlockVolumeSpec,
         source: VolumeSource,
     ) -> Result<(), SandboxError> {
-        let entry = self.inner.registry.get(sandbox_id)?;
+        let entry = self.entry(sandbox_id).await?;
         let inner = Arc::clone(&self.inner);
         detached(sandbox_id, async move {
             let live = volumes::ready(&entry)?;
@@ -497,7 +517,7 @@ impl Sandboxes {
     /// # Errors
     /// [`SandboxError::Volume`] if a container has it.
     pub async fn detach_volume(&self, sandbox_id: &str, name: &str) -> Result<(), SandboxError> {
-        let entry = self.inner.registry.get(sandbox_id)?;
+        let entry = self.entry(sandbox_id).await?;
         let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
         detached(sandbox_id, async move {
             let live = volumes::ready(&entry)?;
@@ -513,7 +533,7 @@ impl Sandboxes {
     /// [`SandboxError::Volume`] if there is none of that name; [`SandboxError::Vmm`] if
     /// it has shrunk.
     pub async fn resize_volume(&self, sandbox_id: &str, name: &str) -> Result<u64, SandboxError> {
-        let entry = self.inner.registry.get(sandbox_id)?;
+        let entry = self.entry(sandbox_id).await?;
         let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
         detached(sandbox_id, async move {
             let live = volumes::ready(&entry)?;
@@ -532,7 +552,7 @@ impl Sandboxes {
         name: &str,
         limits: IoLimits,
     ) -> Result<(), SandboxError> {
-        let entry = self.inner.registry.get(sandbox_id)?;
+        let entry = self.entry(sandbox_id).await?;
         let name = name.to_owned();
         detached(sandbox_id, async move {
             let live = volumes::ready(&entry)?;
@@ -562,7 +582,7 @@ impl Sandboxes {
     /// [`SandboxError::WrongState`] or [`SandboxError::VmDied`] if it has none;
     /// [`SandboxError::AgentTimeout`] if the guest is silent.
     pub async fn stats(&self, sandbox_id: &str) -> Result<SandboxStats, SandboxError> {
-        let entry = self.inner.registry.get(sandbox_id)?;
+        let entry = self.entry(sandbox_id).await?;
         stats::sandbox(&self.inner, &entry).await
     }
 
@@ -571,7 +591,7 @@ impl Sandboxes {
     /// # Errors
     /// As [`Self::stats`].
     pub async fn container_stats(&self, id: &str) -> Result<ContainerStats, SandboxError> {
-        let (entry, item) = self.inner.registry.container(id)?;
+        let (entry, item) = self.item(id).await?;
         stats::container(&self.inner, &entry, &item).await
     }
 

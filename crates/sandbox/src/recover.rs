@@ -1,87 +1,79 @@
 //! What a starting daemon does with the records of the one before it: adopts
 //! VMs that live, settles those that died, undoes what was half made, removes
-//! what belongs to no record. Many at a time: a VMM that does not answer holds up
-//! no other, and the agent in a guest is not waited for at all (its watcher does).
+//! what belongs to no record.
+//!
+//! A task a sandbox, which the start waits for a moment only: a VMM that does not
+//! answer, or a CNI plugin that hangs, holds up its own sandbox and nothing else.
+//! Until it is known what became of a VM, calls that need it wait ([`Recovering`]);
+//! the agent in a guest is not waited for at all (its watcher does).
 
 use crate::error::{SandboxError, chain};
 use crate::live::Live;
 use crate::record::{Container, ContainerState, Sandbox, SandboxState, Step, VmmId};
 use crate::recorded::Recorded;
-use crate::registry::{ContainerEntry, Entry};
+use crate::registry::{ContainerEntry, Entry, Recovering};
 use crate::vmm::{Process, Vmm};
 use crate::{Inner, container, death, network, orphans, remove, undo, volumes, watch};
-use clean_up::CleanUp;
 use std::collections::BTreeSet;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::{JoinError, JoinSet};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
-mod clean_up;
-
-/// Sandboxes that are recovered at a time: most of it is waiting.
-const AT_ONCE: usize = 16;
+/// Sandboxes that CNI plugins are run for at a time.
+const PLUGINS_AT_ONCE: usize = 16;
+/// How long the start waits for all of it. Where nothing hangs it is done by then, and
+/// nothing of the daemon before is left when calls are served.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a VMM that was found may take to say its state. It answers at once
 /// however slow its guest is, so one that does not is of no use.
 const ADOPTION_LIMIT: Duration = Duration::from_secs(20);
 
-/// Brings records and world in line. A record that cannot be brought in line is
-/// kept and said; the others are not held up by it.
+/// Brings records and world in line, or begins to. A record that cannot be brought in
+/// line is kept and said; the others are not held up by it.
 pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<(), SandboxError> {
     load(inner)?;
-    let clean_up = CleanUp::begin();
-    side_by_side(inner.registry.list(), |entry| {
-        let (inner, clean_up) = (Arc::clone(inner), clean_up.clone());
-        async move {
-            if let Err(error) = recover_sandbox(&inner, &entry, &clean_up).await {
-                tracing::error!(sandbox = entry.id, error = %chain(&error), "cannot be recovered; remove it");
-            }
-        }
-    })
-    .await;
-    side_by_side(network::strays(inner).await, |id| {
-        let (inner, clean_up) = (Arc::clone(inner), clean_up.clone());
-        async move {
-            let stray = id.clone();
-            let removal = async move { network::remove_stray(&inner, &stray).await };
-            clean_up.run(&id, removal).await;
-        }
-    })
-    .await;
-    let collecting = Arc::clone(inner);
-    clean_up
-        .run("(all)", async move {
-            network::collect_garbage(&collecting).await
-        })
-        .await;
-    let known: BTreeSet<String> = inner.registry.list().iter().map(|e| e.id.clone()).collect();
+    let entries = inner.registry.list();
+    // While nobody makes anything: what has no record now is nobody's.
+    let known: BTreeSet<String> = entries.iter().map(|e| e.id.clone()).collect();
     let config = &inner.config;
     orphans::sweep(&config.root, &config.run, &known, config.timeouts.vmm_exit).await;
-    Ok(())
-}
+    let strays = network::strays(inner).await;
 
-/// Does `work` on every item, on [`AT_ONCE`] of them at a time; returns when all is
-/// done. Work that panics ends alone.
-async fn side_by_side<T, F: Future<Output = ()> + Send + 'static>(
-    items: Vec<T>,
-    work: impl Fn(T) -> F,
-) {
+    let turns = Arc::new(Semaphore::new(PLUGINS_AT_ONCE));
     let mut tasks = JoinSet::new();
-    for item in items {
-        if tasks.len() >= AT_ONCE {
-            finished(tasks.join_next().await);
+    for entry in entries {
+        let recovering = Recovering::begin(&entry);
+        let (inner, turns) = (Arc::clone(inner), Arc::clone(&turns));
+        tasks.spawn(async move {
+            if let Err(error) = recover_sandbox(&inner, &entry, recovering, turns).await {
+                tracing::error!(sandbox = entry.id, error = %chain(&error), "cannot be recovered; remove it");
+            }
+        });
+    }
+    for id in strays {
+        let (inner, turns) = (Arc::clone(inner), Arc::clone(&turns));
+        tasks.spawn(async move {
+            let _turn = turns.acquire().await;
+            network::remove_stray(&inner, &id).await;
+        });
+    }
+    let garbage = Arc::clone(inner);
+    let all = tokio::spawn(async move {
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a sandbox's recovery died; remove the sandbox");
+            }
         }
-        tasks.spawn(work(item));
+        network::collect_garbage(&garbage).await;
+    });
+    if tokio::time::timeout(PATIENCE, all).await.is_err() {
+        tracing::warn!(
+            "not all sandboxes are recovered yet (a VMM or a CNI plugin that hangs?); \
+             that goes on beside the calls"
+        );
     }
-    while let Some(result) = tasks.join_next().await {
-        finished(Some(result));
-    }
-}
-
-fn finished(result: Option<Result<(), JoinError>>) {
-    if let Some(Err(error)) = result {
-        tracing::error!(%error, "a sandbox's recovery died; remove the sandbox");
-    }
+    Ok(())
 }
 
 /// Reads all records.
@@ -116,104 +108,98 @@ fn load(inner: &Arc<Inner>) -> Result<(), SandboxError> {
 async fn recover_sandbox(
     inner: &Arc<Inner>,
     entry: &Arc<Entry>,
-    clean_up: &CleanUp,
+    recovering: Recovering,
+    turns: Arc<Semaphore>,
 ) -> Result<(), SandboxError> {
+    // What would change the sandbox waits for all of this.
+    let _operation = entry.operation.lock().await;
     let sandbox: Sandbox = entry.record.get();
     volumes::wipe_half_formatted(&sandbox).await;
-    let (to_clean, of) = (Arc::clone(inner), Arc::clone(entry));
+    if sandbox.state == SandboxState::Ready {
+        match adopt(inner, entry, &sandbox).await {
+            Ok(live) => {
+                entry.set_live(Some(Arc::clone(&live)));
+                watch::spawn_adopted(inner, entry, &live);
+                volumes::recover(inner, entry, &live);
+                check_network(inner, entry, turns);
+                recover_containers(inner, entry);
+                return Ok(());
+            }
+            Err(cause) => watch::record_end(inner, entry, &cause, false).await,
+        }
+    }
+    recover_containers(inner, entry);
+    drop(recovering);
+    let _turn = turns.acquire().await;
     match sandbox.state {
         SandboxState::Creating => {
             tracing::info!(sandbox = entry.id, "undoing a half-made sandbox");
-            let undo = async move {
-                undo::undo_sandbox(&to_clean, &of, undo::Keep::Nothing).await?;
-                to_clean.forget_sandbox(&of).await
-            };
-            clean_up.run_on(inner, entry, undo).await;
+            undo::abandon(inner, entry, "the daemon ended while it was made").await;
             Ok(())
         }
-        SandboxState::Removing => {
-            let removal = async move { remove::finish(&to_clean, &of).await };
-            clean_up.run_on(inner, entry, removal).await;
-            Ok(())
+        SandboxState::Removing => remove::finish(inner, entry).await,
+        // What its VM has used; its logs stay.
+        SandboxState::Ready | SandboxState::NotReady => {
+            undo::undo_sandbox(inner, entry, undo::Keep::Logs).await
         }
-        SandboxState::NotReady => {
-            recover_containers(inner, entry).await?;
-            free(inner, entry, clean_up).await;
-            Ok(())
-        }
-        SandboxState::Ready => match adopt(inner, entry, &sandbox).await {
-            Some(live) => {
-                entry.set_live(Some(Arc::clone(&live)));
-                watch::spawn_adopted(inner, entry, &live);
-                let check = async move { network::check(&to_clean, &of).await };
-                clean_up.begin_beside(check);
-                volumes::recover(inner, entry, &live);
-                recover_containers(inner, entry).await
-            }
-            None => {
-                let cause = death::find(&inner.config.paths(&entry.id)).cause;
-                let reason = watch::end_containers(inner, entry, &cause, false).await;
-                free(inner, entry, clean_up).await;
-                watch::announce_end(inner, entry, reason).await;
-                recover_containers(inner, entry).await
-            }
-        },
     }
 }
 
-/// Frees what a VM that is no more has used; its logs stay.
-async fn free(inner: &Arc<Inner>, entry: &Arc<Entry>, clean_up: &CleanUp) {
-    let (to_clean, of) = (Arc::clone(inner), Arc::clone(entry));
-    let undo = async move { undo::undo_sandbox(&to_clean, &of, undo::Keep::Logs).await };
-    clean_up.run_on(inner, entry, undo).await;
+/// Has plugins look at the network of a VM that lives; not waited for.
+fn check_network(inner: &Arc<Inner>, entry: &Arc<Entry>, turns: Arc<Semaphore>) {
+    let (inner, entry) = (Arc::clone(inner), Arc::clone(entry));
+    tokio::spawn(async move {
+        let _turn = turns.acquire().await;
+        network::check(&inner, &entry).await;
+    });
 }
 
-/// The sandbox's VM, if it still lives and answers.
-async fn adopt(inner: &Arc<Inner>, entry: &Arc<Entry>, sandbox: &Sandbox) -> Option<Arc<Live>> {
-    let id: VmmId = sandbox.steps.iter().find_map(|step| match step {
-        Step::Vmm(Some(id)) => Some(*id),
-        _ => None,
-    })?;
+/// The sandbox's VM, if it still lives and answers; otherwise why it has none.
+async fn adopt(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    sandbox: &Sandbox,
+) -> Result<Arc<Live>, String> {
     let paths = inner.config.paths(&entry.id);
-    let process = Process::adopt(&paths.run, id.pid, id.start_time)?;
+    let id = sandbox.steps.iter().find_map(|step| match step {
+        Step::Vmm(id) => *id,
+        _ => None,
+    });
+    let lives = |id: VmmId| Process::adopt(&paths.run, id.pid, id.start_time);
+    let Some(process) = id.and_then(lives) else {
+        return Err(death::find(&paths).cause);
+    };
     let vmm = Vmm::new(&entry.id, &paths);
-    let asked = tokio::time::timeout(ADOPTION_LIMIT, vmm.state()).await;
-    match asked.unwrap_or_else(|_| Err(silent(&entry.id))) {
-        Ok(state) => {
-            let mut images = entry.images.lock().await;
-            for extent in state.extents {
-                if extent.bay() == vm_spec::proto::Bay::ReadOnly {
-                    images.insert(extent.name.clone(), extent);
-                }
-            }
-            let mut shares = entry.shares.lock().await;
-            shares.extend(state.shares.into_iter().map(|s| (s.name, s.read_only)));
-        }
-        Err(error) => {
-            tracing::warn!(sandbox = entry.id, %error, "its VMM lives but does not answer; ending it");
+    let state = match tokio::time::timeout(ADOPTION_LIMIT, vmm.state()).await {
+        Ok(Ok(state)) => state,
+        failed => {
+            let why = match failed {
+                Ok(Err(error)) => chain(&error),
+                _ => format!("no answer within {} s", ADOPTION_LIMIT.as_secs()),
+            };
             process.kill_and_wait(inner.config.timeouts.vmm_exit).await;
-            return None;
+            return Err(format!(
+                "its spherule-vmm process did not answer the daemon that was started anew, \
+                 and was ended: {why}"
+            ));
+        }
+    };
+    let mut images = entry.images.lock().await;
+    for extent in state.extents {
+        if extent.bay() == vm_spec::proto::Bay::ReadOnly {
+            images.insert(extent.name.clone(), extent);
         }
     }
-    tracing::info!(
-        sandbox = entry.id,
-        pid = id.pid,
-        "adopted a running virtual machine"
-    );
-    Some(Arc::new(Live::new(&entry.id, process, vmm, paths)))
-}
-
-fn silent(id: &str) -> SandboxError {
-    SandboxError::Vmm {
-        id: id.to_owned(),
-        what: "say its state",
-        message: format!("no answer within {} s", ADOPTION_LIMIT.as_secs()),
-    }
+    let mut shares = entry.shares.lock().await;
+    shares.extend(state.shares.into_iter().map(|s| (s.name, s.read_only)));
+    let pid = process.pid();
+    tracing::info!(sandbox = entry.id, pid, "adopted a running virtual machine");
+    Ok(Arc::new(Live::new(&entry.id, process, vmm, paths)))
 }
 
 /// Undoes containers that were half made or half removed. With a VM this needs
 /// its agent, so it goes on by itself.
-async fn recover_containers(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), SandboxError> {
+fn recover_containers(inner: &Arc<Inner>, entry: &Arc<Entry>) {
     for half in entry.containers() {
         let state: Container = half.record.get();
         if matches!(
@@ -227,44 +213,5 @@ async fn recover_containers(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<()
                 }
             });
         }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use tokio::sync::Barrier;
-
-    #[tokio::test]
-    async fn as_many_as_allowed_are_worked_on_together() {
-        // Nobody passes the barrier unless that many are there at once.
-        let together = Arc::new(Barrier::new(AT_ONCE));
-        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        side_by_side((0..AT_ONCE * 3).collect(), |_| {
-            let (together, now, most) = (together.clone(), now.clone(), most.clone());
-            async move {
-                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                together.wait().await;
-                now.fetch_sub(1, Ordering::SeqCst);
-            }
-        })
-        .await;
-        assert_eq!(most.load(Ordering::SeqCst), AT_ONCE);
-    }
-
-    #[tokio::test]
-    async fn one_that_dies_leaves_the_others_alone() {
-        let done = Arc::new(AtomicUsize::new(0));
-        side_by_side((0..AT_ONCE * 2).collect(), |number| {
-            let done = done.clone();
-            async move {
-                assert_ne!(number, 3, "on purpose");
-                done.fetch_add(1, Ordering::SeqCst);
-            }
-        })
-        .await;
-        assert_eq!(done.load(Ordering::SeqCst), AT_ONCE * 2 - 1);
     }
 }

@@ -10,6 +10,7 @@ use crate::record::{Container, ContainerState, Exit, NotReadyReason, Sandbox, Sa
 use crate::recorded::Recorded;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::watch;
 use vm_spec::proto::Extent;
 
@@ -32,6 +33,25 @@ pub(crate) struct Entry {
     /// Held while a block volume is attached, changed or detached.
     pub(crate) volumes: tokio::sync::Mutex<()>,
     live: Mutex<Option<Arc<Live>>>,
+    /// `true` while the daemon's start finds out whether its VM lives.
+    recovering: watch::Sender<bool>,
+}
+
+/// Calls that need a sandbox's VM wait while this is there.
+#[derive(Debug)]
+pub(crate) struct Recovering(Arc<Entry>);
+
+impl Recovering {
+    pub(crate) fn begin(entry: &Arc<Entry>) -> Self {
+        entry.recovering.send_replace(true);
+        Self(Arc::clone(entry))
+    }
+}
+
+impl Drop for Recovering {
+    fn drop(&mut self) {
+        self.0.recovering.send_replace(false);
+    }
 }
 
 /// A container and what belongs to it while this daemon lives.
@@ -68,7 +88,24 @@ impl Entry {
             shares: tokio::sync::Mutex::default(),
             volumes: tokio::sync::Mutex::new(()),
             live: Mutex::default(),
+            recovering: watch::Sender::new(false),
         }
+    }
+
+    /// Waits until the daemon's start knows what became of its VM.
+    pub(crate) async fn recovered(&self) {
+        let mut recovering = self.recovering.subscribe();
+        // Never an error: the sender is ours.
+        let _ = recovering.wait_for(|recovering| !recovering).await;
+    }
+
+    /// [`Self::recovered`], for at most `limit`.
+    pub(crate) async fn recovered_within(&self, limit: Duration) -> Result<(), SandboxError> {
+        let recovered = tokio::time::timeout(limit, self.recovered()).await;
+        recovered.map_err(|_| SandboxError::Recovering {
+            id: self.id.clone(),
+            seconds: limit.as_secs(),
+        })
     }
 
     /// Its VM, while it has one.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 /// Removes all of it. What fails can be tried again.
 pub(crate) async fn remove(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), SandboxError> {
+    entry.recovered().await;
     entry.cancel.send_replace(true);
     let _operation = entry.operation.lock().await;
     if inner.registry.get(&entry.id).is_err() {

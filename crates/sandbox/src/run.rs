@@ -2,7 +2,7 @@
 //! comes to exist.
 
 use crate::clock::{Stopwatch, nanos, now_ns};
-use crate::error::SandboxError;
+use crate::error::{SandboxError, chain};
 use crate::guest::{GuestClient, GuestError};
 use crate::live::Live;
 use crate::network::Attached;
@@ -70,7 +70,7 @@ pub(crate) async fn make(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<Sandb
     match try_make(inner, entry).await {
         Ok(()) => Ok(entry.record.get()),
         Err(error) => {
-            undo::abandon(inner, entry, &error).await;
+            undo::abandon(inner, entry, &chain(&error)).await;
             Err(error)
         }
     }
@@ -312,7 +312,7 @@ async fn reach_agent(
                 id: entry.id.clone(),
                 what: "greet",
                 code: vm_launcher::Code::Unavailable,
-                message: crate::error::chain(&error),
+                message: chain(&error),
             }),
             Err(_) => Err(SandboxError::AgentTimeout {
                 id: entry.id.clone(),

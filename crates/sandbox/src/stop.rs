@@ -2,7 +2,7 @@
 //! kernel.
 
 use crate::Inner;
-use crate::error::SandboxError;
+use crate::error::{SandboxError, chain};
 use crate::live::Live;
 use crate::record::SandboxState;
 use crate::registry::Entry;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 /// Ends the VM. Of a sandbox without one: success.
 pub(crate) async fn stop(inner: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(), SandboxError> {
+    entry.recovered().await;
     // Whoever makes the sandbox at this moment gives up and undoes it.
     entry.cancel.send_replace(true);
     let _operation = entry.operation.lock().await;
@@ -28,14 +29,21 @@ pub(crate) async fn stop_locked(
         if let Some(live) = entry.live() {
             end_vm(inner, &live).await;
         }
-        // The watcher records it, and frees what the VM used.
+        // The watcher records it.
         entry
             .record
             .wait_for(|s| s.state != SandboxState::Ready)
             .await;
     }
-    // What could not be freed then: whoever stops a sandbox again tries it again.
-    undo_sandbox(inner, entry, Keep::Logs).await
+    if let Err(error) = undo_sandbox(inner, entry, Keep::Logs).await {
+        tracing::warn!(
+            sandbox = entry.id,
+            error = chain(&error),
+            "not all of an ended VM could be freed; trying once more"
+        );
+        return undo_sandbox(inner, entry, Keep::Logs).await;
+    }
+    Ok(())
 }
 
 async fn end_vm(inner: &Arc<Inner>, live: &Live) {

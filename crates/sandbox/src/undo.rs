@@ -3,7 +3,7 @@
 //! undoes the same as the one that began. Every undo can be repeated.
 
 use crate::container::undo_container_step;
-use crate::error::SandboxError;
+use crate::error::{SandboxError, chain};
 use crate::record::{NotReadyReason, SandboxState, Step};
 use crate::registry::Entry;
 use crate::{Inner, death, network, orphans};
@@ -114,20 +114,28 @@ pub(crate) async fn undo_container(
     Ok(())
 }
 
-/// After a failed start: nothing of the sandbox stays, or, where that fails,
-/// its record, for a removal to try again.
-pub(crate) async fn abandon(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &SandboxError) {
+/// After a failed start: nothing of the sandbox stays, or, where that fails, it is
+/// there as one without a VM, for a removal to try again.
+pub(crate) async fn abandon(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &str) {
     let undone = undo_sandbox(inner, entry, Keep::Nothing).await;
     let result = match undone {
         Ok(()) => inner.forget_sandbox(entry).await,
         Err(error) => Err(error),
     };
-    if let Err(error) = result {
-        tracing::error!(sandbox = entry.id, %error, "a failed sandbox could not be undone; remove it");
-        let reason = NotReadyReason::VmDied(cause.to_string());
-        let _ = inner
-            .set_sandbox_state(entry, SandboxState::NotReady, Some(reason))
-            .await;
+    let Err(error) = result else { return };
+    let error = chain(&error);
+    tracing::error!(
+        sandbox = entry.id,
+        cause,
+        error,
+        "a failed sandbox could not be undone; remove it"
+    );
+    let reason = NotReadyReason::VmDied(format!("{cause}; it could not be undone: {error}"));
+    let recorded = inner
+        .set_sandbox_state(entry, SandboxState::NotReady, Some(reason))
+        .await;
+    if let Err(error) = recorded {
+        tracing::error!(sandbox = entry.id, %error, "nor was that recorded");
     }
 }
 

@@ -3,6 +3,7 @@
 //! and VMs end.
 
 use crate::clock::now_ns;
+use crate::error::chain;
 use crate::guest::printable;
 use crate::live::Live;
 use crate::record::{ContainerState, Exit, NotReadyReason, SandboxState};
@@ -330,19 +331,42 @@ async fn on_death(inner: &Arc<Inner>, entry: &Arc<Entry>, live: &Arc<Live>) {
     settle(inner, entry, &death.cause, stopped).await;
 }
 
-/// Records that a sandbox has no VM any more.
+/// Records that a sandbox has no VM any more, then frees what the VM used. Told
+/// first: taking a network away may take long.
 async fn settle(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &str, stopped: bool) {
-    let reason = end_containers(inner, entry, cause, stopped).await;
-    // What the VM used is freed before it is announced as gone.
-    if let Err(error) = undo_sandbox(inner, entry, Keep::Logs).await {
-        tracing::error!(sandbox = entry.id, %error, "not all of an ended VM could be freed");
+    record_end(inner, entry, cause, stopped).await;
+    if stopped {
+        // Who stops it frees it, too.
+        return;
     }
-    announce_end(inner, entry, reason).await;
+    let _operation = entry.operation.lock().await;
+    if inner.registry.get(&entry.id).is_err() {
+        return;
+    }
+    if let Err(error) = undo_sandbox(inner, entry, Keep::Logs).await {
+        tracing::error!(
+            sandbox = entry.id,
+            error = chain(&error),
+            "not all of an ended VM could be freed; stop or remove the sandbox"
+        );
+    }
+}
+
+/// Records and tells that a sandbox's VM is gone, and its containers with it.
+pub(crate) async fn record_end(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &str, stopped: bool) {
+    let reason = end_containers(inner, entry, cause, stopped).await;
+    entry.set_live(None);
+    let changed = inner
+        .set_sandbox_state(entry, SandboxState::NotReady, Some(reason))
+        .await;
+    if let Err(error) = changed {
+        tracing::error!(sandbox = entry.id, %error, "the end of a VM was not recorded");
+    }
 }
 
 /// Records that the containers of a VM have ended with it; why the sandbox is not
 /// ready any more.
-pub(crate) async fn end_containers(
+async fn end_containers(
     inner: &Arc<Inner>,
     entry: &Arc<Entry>,
     cause: &str,
@@ -370,17 +394,6 @@ pub(crate) async fn end_containers(
         ended(inner, entry, &container, exit).await;
     }
     reason
-}
-
-/// Records that a sandbox's VM is gone, and tells it.
-pub(crate) async fn announce_end(inner: &Arc<Inner>, entry: &Arc<Entry>, reason: NotReadyReason) {
-    entry.set_live(None);
-    let changed = inner
-        .set_sandbox_state(entry, SandboxState::NotReady, Some(reason))
-        .await;
-    if let Err(error) = changed {
-        tracing::error!(sandbox = entry.id, %error, "the end of a VM was not recorded");
-    }
 }
 
 #[cfg(test)]

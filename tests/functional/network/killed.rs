@@ -1,12 +1,14 @@
 //! kill -9 of the daemon while plugins work. What it leaves is gone after its next
 //! start.
 
-use super::{Net, wait_for};
+use super::{Net, PATIENCE, wait_for};
 use anyhow::{Context, ensure};
 use cri_api::v1;
+use rustix::process::{Signal, kill_process};
 use spherule_tests::Host;
-use spherule_tests::cri::Cri;
-use std::time::Duration;
+use spherule_tests::cri::{Cri, refused};
+use std::time::{Duration, Instant};
+use tonic::Code;
 
 /// A plugin of the list that marks where it is and waits there, for ever unless
 /// `open` appears: before, or after the real one's work on a command.
@@ -148,5 +150,85 @@ pub(super) fn hanging_del() -> anyhow::Result<()> {
     for id in [&next, &gone] {
         net.cri.remove_pod(id)?;
     }
+    net.ensure_clean(&before)
+}
+
+/// The daemon is killed while a pod is made, and the next one cannot undo it.
+pub(super) fn half_made() -> anyhow::Result<()> {
+    let mut net = Net::new()?;
+    let before = net.remains()?;
+    let dir = net.host.dir();
+    let (there, broken) = (dir.join("there"), dir.join("broken"));
+    std::fs::write(&broken, "")?;
+    let script = format!(
+        r#"if test "$CNI_COMMAND" = ADD; then touch {there}; exec sleep 1000; fi
+           if test "$CNI_COMMAND" = DEL && test -e {broken}; then
+             echo '{{"code": 11, "msg": "the switch does not answer"}}'; exit 1
+           fi; exec /usr/lib/cni/bridge"#,
+        there = there.display(),
+        broken = broken.display(),
+    );
+    net.host.write_plugin("bridge", &script)?;
+    let (socket, config) = (net.socket(), net.config("half-made"));
+    let call = std::thread::spawn(move || anyhow::Ok(Cri::at(&socket)?.run(&config)?));
+    wait_for(&there)?;
+    net.daemon.kill()?;
+    ensure!(call.join().expect("no panic").is_err(), "it was answered");
+    net.daemon.restart()?;
+    net.cri = Cri::connect(&net.daemon)?;
+
+    let list = || {
+        let request = v1::ListPodSandboxRequest::default();
+        net.cri
+            .wait(net.cri.runtime.clone().list_pod_sandbox(request))
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let pod = loop {
+        if let Some(pod) = list()?.items.pop() {
+            break pod;
+        }
+        ensure!(Instant::now() < deadline, "it is not there");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    ensure!(
+        pod.state() == v1::PodSandboxState::SandboxNotready
+            && pod.metadata == net.config("half-made").metadata,
+        "{pod:?}"
+    );
+    refused(
+        net.cri.remove_pod(&pod.id),
+        Code::Unavailable,
+        &["the switch does not answer"],
+    )?;
+    std::fs::remove_file(&broken)?;
+    net.cri.remove_pod(&pod.id)?;
+    ensure!(list()?.items.is_empty());
+    net.ensure_clean(&before)
+}
+
+/// A VM ends and a plugin hangs on DEL: clients know of the end meanwhile.
+pub(super) fn told_before_del() -> anyhow::Result<()> {
+    let net = Net::on(Host::with_network()?, &["--cni-timeout", "1h"])?;
+    let before = net.remains()?;
+    let pod = net.cri.run(&net.config("ends"))?;
+    let request = v1::GetEventsRequest {};
+    let mut events = net
+        .cri
+        .wait(net.cri.runtime.clone().get_container_events(request))?;
+    waiting(&net.host, "bridge", "DEL", false)?;
+    kill_process(net.cri.vmm(&pod)?, Signal::KILL)?;
+    wait_for(&net.host.dir().join("there"))?;
+    let state = net.cri.sandbox(&pod)?.state();
+    ensure!(state == v1::PodSandboxState::SandboxNotready, "{state:?}");
+    loop {
+        let message = async { events.message().await.map(tonic::Response::new) };
+        let event = net.cri.wait(message)?.context("the stream ended")?;
+        if event.container_event_type() == v1::ContainerEventType::ContainerStoppedEvent {
+            ensure!(event.container_id == pod, "{event:?}");
+            break;
+        }
+    }
+    std::fs::write(net.host.dir().join("open"), "")?;
+    net.cri.remove_pod(&pod)?;
     net.ensure_clean(&before)
 }

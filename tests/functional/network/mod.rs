@@ -64,6 +64,14 @@ pub(crate) const TESTS: &[Test] = &[
         killed::beside,
     ),
     ("a_plugin_that_hangs_holds_up_no_start", killed::hanging_del),
+    (
+        "a_half_made_pod_that_cannot_be_undone_is_there_to_be_removed",
+        killed::half_made,
+    ),
+    (
+        "the_end_of_a_vm_is_told_before_its_network_is_gone",
+        killed::told_before_del,
+    ),
 ];
 
 /// What needs nft besides.
