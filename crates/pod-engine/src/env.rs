@@ -215,6 +215,7 @@ mod tests {
                 pod: &pod,
                 manifest: &manifest,
                 size,
+                scratch_mib: 1024,
             },
             objects: &objects,
         };

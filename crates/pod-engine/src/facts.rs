@@ -3,7 +3,7 @@
 
 use crate::manifest::{Container, Field, Manifest, Quantity, ResourceFieldRef};
 use crate::record::Pod;
-use crate::sizing::VmSize;
+use crate::sizing::{self, VmSize};
 use std::collections::BTreeMap;
 
 /// The service account of pods without an API server.
@@ -15,6 +15,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) pod: &'a Pod,
     pub(crate) manifest: &'a Manifest,
     pub(crate) size: VmSize,
+    /// Size in MiB of its scratch disk.
+    pub(crate) scratch_mib: u64,
 }
 
 /// This node's name: its host name, as the kubelet has it.
@@ -67,6 +69,7 @@ impl Facts<'_> {
         let amount = if kind == "limits" {
             limit.unwrap_or_else(|| match name {
                 "cpu" => Quantity::whole(self.size.vcpus.into()),
+                sizing::EPHEMERAL_STORAGE => Quantity::whole(self.scratch_mib << 20),
                 _ => Quantity::whole(self.size.memory_mib << 20),
             })
         } else {
@@ -129,12 +132,13 @@ pub(crate) mod tests {
     #[test]
     fn fields_and_amounts_are_told_as_kubernetes_tells_them() {
         let (pod, manifest, size) = pod_of(
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: p, uid: u-1, labels: {b: '2', a: '1'}, annotations: {n: \"x\\\"\\ny\"}}\nspec: {containers: [{name: c, image: i, resources: {limits: {cpu: 1500m}, requests: {memory: 100Mi}}}]}",
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: p, uid: u-1, labels: {b: '2', a: '1'}, annotations: {n: \"x\\\"\\ny\"}}\nspec: {containers: [{name: c, image: i, resources: {limits: {cpu: 1500m}, requests: {memory: 100Mi, ephemeral-storage: 5M}}}]}",
         );
         let facts = Facts {
             pod: &pod,
             manifest: &manifest,
             size,
+            scratch_mib: 2048,
         };
         assert_eq!(facts.field(&Field::Namespace), "default");
         assert_eq!(facts.field(&Field::Uid), "u-1");
@@ -156,5 +160,7 @@ pub(crate) mod tests {
         assert_eq!(amount("requests.memory", Some("1Mi")), "100");
         assert_eq!(amount("limits.memory", Some("1Mi")), "512");
         assert_eq!(amount("limits.memory", Some("0")), "536870912");
+        assert_eq!(amount("limits.ephemeral-storage", Some("1Gi")), "2");
+        assert_eq!(amount("requests.ephemeral-storage", Some("1k")), "5000");
     }
 }

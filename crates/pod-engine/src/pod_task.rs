@@ -11,7 +11,7 @@ use crate::engine::{Entry, Inner, blocking, now_ns, remove_dir};
 use crate::error::{EngineError, chain};
 use crate::record::{ContainerState, PodRecord, Wanted};
 use crate::state::{self, Next, Rules, Slot};
-use crate::{images, observe, plan, sizing};
+use crate::{images, observe, plan};
 use sandbox::{Event, NotReadyReason, PathVolume, Sandbox, SandboxError, SandboxState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -307,8 +307,7 @@ impl Task {
             self.inner.config.network,
             disks,
         );
-        let default_mib = self.inner.sandboxes.config().scratch_mib;
-        spec.scratch_mib = sizing::scratch_mib(&self.entry.manifest, default_mib);
+        spec.scratch_mib = Some(self.entry.scratch_mib);
         match self.inner.sandboxes.run_sandbox(spec).await {
             Ok(sandbox) => {
                 self.set_mount_failure(None)?;

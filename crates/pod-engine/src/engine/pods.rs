@@ -6,7 +6,7 @@ use crate::facts::Facts;
 use crate::manifest::{Manifest, NodeLimits};
 use crate::objects::Objects;
 use crate::record::{Pod, PodRecord, Wanted};
-use crate::sizing::VmSize;
+use crate::sizing::{self, VmSize};
 use crate::volumes::{Allowed, Volumes};
 use image_store::ImageStore;
 use sandbox::Sandboxes;
@@ -39,6 +39,8 @@ pub(crate) struct Entry {
     pub(crate) manifest: Manifest,
     pub(crate) record: PodRecorded,
     pub(crate) size: VmSize,
+    /// Size in MiB of its scratch disk.
+    pub(crate) scratch_mib: u64,
     /// What is wanted of the pod; its task follows it.
     pub(crate) wanted: watch::Sender<Wanted>,
     pub(crate) log_dir: PathBuf,
@@ -133,7 +135,9 @@ impl Inner {
         known: fn(PodRecorded) -> PodRecorded,
     ) -> Entry {
         let id = record.pod.id.clone();
+        let default_mib = self.sandboxes.config().scratch_mib;
         Entry {
+            scratch_mib: sizing::scratch_mib(&manifest, default_mib).unwrap_or(default_mib),
             log_dir: self.config.root.join("logs").join(&id),
             volumes: Mutex::default(),
             manifest,
@@ -192,6 +196,7 @@ impl Entry {
             pod,
             manifest: &self.manifest,
             size: self.size,
+            scratch_mib: self.scratch_mib,
         }
     }
 

@@ -106,13 +106,15 @@ pub(super) fn check_field(field: &FieldRef, path: &str, place: Place, faults: &m
 }
 
 /// Amounts of a container that can be referred to, and the divisors of each.
-const RESOURCES: [(&str, &[&str]); 4] = [
+const RESOURCES: [(&str, &[&str]); 6] = [
     ("limits.cpu", &["1", "1m"]),
     ("requests.cpu", &["1", "1m"]),
-    ("limits.memory", MEMORY_DIVISORS),
-    ("requests.memory", MEMORY_DIVISORS),
+    ("limits.memory", BYTE_DIVISORS),
+    ("requests.memory", BYTE_DIVISORS),
+    ("limits.ephemeral-storage", BYTE_DIVISORS),
+    ("requests.ephemeral-storage", BYTE_DIVISORS),
 ];
-const MEMORY_DIVISORS: &[&str] = &[
+const BYTE_DIVISORS: &[&str] = &[
     "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei",
 ];
 
@@ -134,7 +136,7 @@ pub(super) fn check_resource(
     let Some((_, divisors)) = RESOURCES.iter().find(|(name, _)| *name == resource) else {
         faults.add(
             format!("{path}.resource"),
-            "must be limits.cpu, limits.memory, requests.cpu or requests.memory",
+            "must be limits or requests of cpu, memory or ephemeral-storage, as limits.cpu",
         );
         return;
     };

@@ -185,6 +185,7 @@ mod tests {
             pod: &pod,
             manifest: &manifest,
             size,
+            scratch_mib: 1024,
         };
         let payload = payload(&manifest.spec.volumes[0], &facts, &objects).unwrap()?;
         let line = |(path, file): (String, File)| {
