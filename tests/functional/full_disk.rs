@@ -2,13 +2,18 @@
 //! test fills it, sees what is said, makes room, and sees that all works again.
 
 use crate::Test;
+use crate::images::tree;
 use anyhow::ensure;
+use cri_api::v1;
 use serde_json::json;
+use spherule_tests::cri::{Cri, image, refused};
 use spherule_tests::manifest::one;
 use spherule_tests::{Daemon, DaemonOptions};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
+use test_images::{Compression, Layer, Registry, busybox_image, noise};
+use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = &[
     ("full_at_the_start_refuses_the_pod", full_at_start),
@@ -22,13 +27,24 @@ pub(crate) const TESTS: &[Test] = &[
     ),
 ];
 
+/// What needs a registry besides.
+pub(crate) const PULLS: &[Test] = &[(
+    "pull_that_finds_no_room_leaves_the_store_whole",
+    full_by_pull,
+)];
+
 const MIB: u64 = 1 << 20;
 
 /// A daemon with 48 MiB for everything.
 fn daemon() -> anyhow::Result<Daemon> {
+    daemon_with(Vec::new())
+}
+
+fn daemon_with(args: Vec<String>) -> anyhow::Result<Daemon> {
     let small = "mkdir $d/root; mount -t tmpfs -o size=48m,mode=0700 tmpfs $d/root";
     Daemon::with(DaemonOptions {
         prepare: Some(small.into()),
+        args,
         ..DaemonOptions::default()
     })
 }
@@ -149,4 +165,53 @@ fn full_by_log() -> anyhow::Result<()> {
     daemon.cli(["rm", "log"])?.ok()?;
     works(&daemon)?;
     nothing_left(&daemon)
+}
+
+/// An image whose layer has so many MiB that do not compress.
+fn push(registry: &Registry, tag: &str, mib: usize) -> anyhow::Result<()> {
+    let layer = Layer::default().file("weight", 0o644, &noise(1, mib << 20))?;
+    let image = busybox_image("reg.test/app")?.layer(layer.into_bytes()?, Compression::None);
+    Ok(registry.push("app", tag, &image.blobs()?)?)
+}
+
+fn full_by_pull() -> anyhow::Result<()> {
+    let registry = Registry::start()?;
+    // Lies on the disk twice: as a layer, and in the file system made of it.
+    for (tag, mib) in [("fits", 12), ("unpacks-not", 28), ("loads-not", 60)] {
+        push(&registry, tag, mib)?;
+    }
+    let registries = tempfile::tempdir()?;
+    let host = registries.path().join("reg.test");
+    std::fs::create_dir(&host)?;
+    let hosts = format!("server = \"http://{}\"\n", registry.address());
+    std::fs::write(host.join("hosts.toml"), hosts)?;
+    let dir = registries.path().to_string_lossy().into_owned();
+    let daemon = daemon_with(vec!["--registries".into(), dir])?;
+    let store = |daemon: &Daemon| tree(&daemon.seen(&daemon.root()).join("images"));
+    let before = store(&daemon)?;
+
+    let cri = Cri::connect(&daemon)?;
+    for tag in ["unpacks-not", "loads-not"] {
+        let name = format!("reg.test/app:{tag}");
+        let ran = daemon.cli(["pull", &name])?;
+        ran.refused(&[&name, "No space left"])?;
+        let request = v1::PullImageRequest {
+            image: Some(image(&name)),
+            ..v1::PullImageRequest::default()
+        };
+        refused(
+            cri.wait(cri.images.clone().pull_image(request)),
+            Code::ResourceExhausted,
+            &[&name, "No space left"],
+        )?;
+        let after = store(&daemon)?;
+        ensure!(after == before, "{tag}: before {before:?}, after {after:?}");
+    }
+    works(&daemon)?;
+    daemon.cli(["pull", "reg.test/app:fits"])?.ok()?;
+    let weight = json!({"image": "reg.test/app:fits", "imagePullPolicy": "Never"});
+    let manifest = one("weighs", "stat -c %s /weight", weight);
+    let out = daemon.run_with(&manifest, &["--rm"])?.ok()?;
+    ensure!(out == format!("[c] {}\n", 12 << 20), "{out}");
+    Ok(())
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use spherule_tests::manifest::{container, pod};
 use spherule_tests::{Daemon, DaemonOptions, IMAGE};
 use std::time::{Duration, Instant};
-use test_images::{Compression, Layer, busybox_image};
+use test_images::{Compression, Layer, busybox_image, noise};
 
 pub(crate) const TESTS: &[Test] = &[(
     "unused_images_make_room_the_least_recently_used_first",
@@ -19,22 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// the disk twice, in the layer and in the file system made of it.
 const WEIGHT: usize = 7 << 20;
 
-/// xorshift64: other bytes for each image.
-fn noise(seed: u64) -> Vec<u8> {
-    let mut state = seed;
-    let mut bytes = Vec::with_capacity(WEIGHT);
-    while bytes.len() < WEIGHT {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes
-}
-
 fn import(daemon: &Daemon, name: &str, seed: u64) -> anyhow::Result<()> {
     let layer = Layer::default()
-        .file("weight", 0o644, &noise(seed))?
+        .file("weight", 0o644, &noise(seed, WEIGHT))?
         .into_bytes()?;
     let image = busybox_image(&format!("localhost/{name}:1"))?.layer(layer, Compression::None);
     let path = daemon.dir().join("image.tar");

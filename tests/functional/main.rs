@@ -65,6 +65,7 @@ fn main() -> ExitCode {
     };
     let no_registry = no_engine.clone().or(lacking(test_images::REGISTRY));
     let no_disk = no_engine.clone().or(machine.no_mounts.clone());
+    let no_pull = no_registry.clone().or(machine.no_mounts.clone());
     let no_network = no_engine
         .clone()
         .or(machine.no_network.clone())
@@ -119,6 +120,7 @@ fn main() -> ExitCode {
         trials("cri_images", cri_images::TESTS, &no_registry),
         trials("registry", registry::TESTS, &no_registry),
         trials("full_disk", full_disk::TESTS, &no_disk),
+        trials("full_disk", full_disk::PULLS, &no_pull),
         trials("engines", engines::NONE, &no_hiding),
         trials("engines", engines::ONLY_KVM, &no_kvm_to_show),
         trials("engines", engines::ONLY_QEMU, &no_qemu_to_show),
