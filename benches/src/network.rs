@@ -158,7 +158,7 @@ fn daemon(engine: &str, host: Option<&Arc<Host>>) -> anyhow::Result<Daemon> {
 
 /// Starts pods with and without a network in turn, and reads the stages that the
 /// daemon recorded.
-pub(crate) fn start_with_and_without(engine: &str, runs: usize) -> anyhow::Result<Section> {
+pub(crate) fn start_with_and_without(engine: &str, runs: usize) -> anyhow::Result<Vec<Section>> {
     let host = Arc::new(Host::with_network()?);
     let with = daemon(engine, Some(&host))?;
     let without = daemon(engine, None)?;
@@ -174,7 +174,9 @@ pub(crate) fn start_with_and_without(engine: &str, runs: usize) -> anyhow::Resul
             figures.add("the CNI plugins, beside other work", network);
         }
     }
-    Ok(figures.section("what a network adds to a pod's start, ms"))
+    Ok(vec![
+        figures.section("what a network adds to a pod's start, ms"),
+    ])
 }
 
 /// Runs a pod until its container has started: milliseconds since it was accepted,

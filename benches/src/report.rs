@@ -72,6 +72,26 @@ pub(crate) struct EngineReport {
     /// Why `auto` would or would not take it: the daemon's words.
     pub(crate) detail: String,
     pub(crate) sections: Vec<Section>,
+    /// Parts that could not be measured, and why.
+    pub(crate) failed: Vec<(String, String)>,
+}
+
+impl EngineReport {
+    pub(crate) fn new(engine: &str) -> Self {
+        Self {
+            engine: engine.to_owned(),
+            detail: String::new(),
+            sections: Vec::new(),
+            failed: Vec::new(),
+        }
+    }
+
+    /// Keeps that a part could not be measured.
+    pub(crate) fn fail(&mut self, part: &str, error: &anyhow::Error) {
+        let why = format!("{error:#}");
+        eprintln!("{}, {part}: failed: {why}", self.engine);
+        self.failed.push((part.to_owned(), why));
+    }
 }
 
 /// Everything that was measured.
@@ -110,6 +130,9 @@ impl Report {
             println!("engine {} ({})", engine.engine, engine.detail);
             for section in &engine.sections {
                 print_section(section);
+            }
+            for (part, why) in &engine.failed {
+                println!("  {part}: failed, {why}");
             }
             println!();
         }

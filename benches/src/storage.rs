@@ -6,23 +6,26 @@
 //! the guest). Rows named "direct" go around it.
 
 use crate::report::{Collected, Section};
+use crate::start;
 use anyhow::{Context, ensure};
 use cri_api::v1;
 use serde_json::{Value, json};
 use spherule_tests::cri::{Cri, container_config, sandbox_config};
-use spherule_tests::manifest::{container, pod};
+use spherule_tests::manifest::{container, documents, pod};
 use spherule_tests::{Daemon, DaemonOptions};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
-use test_images::{Compression, Layer, busybox_image};
+use test_images::{Compression, Layer, busybox_image, noise};
 
 /// fio's program.
 pub(crate) const FIO: &str = "/usr/bin/fio";
 const IMAGE: &str = "localhost/fio:1";
 /// Bytes of the file that is worked on.
 const FILE_SIZE: usize = 32 << 20;
+/// Bytes of the block volume.
+const BLOCK_SIZE: u64 = 1 << 30;
 /// Seconds of each run of fio.
 const SECONDS: &str = "2";
 /// Files that are made, looked at and removed.
@@ -53,32 +56,30 @@ const METADATA: &[(&str, &str)] = &[
 const MOUNTED: &[(&str, &str)] = &[
     ("image root", "/data"),
     ("scratch disk", "/disk"),
+    ("block volume", "/block"),
     ("virtio-fs", "/share"),
 ];
 
-/// Measures on a daemon of its own.
-pub(crate) fn measure(engine: &str, runs: usize) -> anyhow::Result<Vec<Section>> {
-    // Where the daemon's disks lie, too: the same file system for both.
-    let host = tempfile::tempdir()?;
-    let daemon = Daemon::with(DaemonOptions {
+/// A daemon whose pods may have what lies in that directory.
+fn daemon(engine: &str, host: &Path) -> anyhow::Result<Daemon> {
+    Daemon::with(DaemonOptions {
         engine: engine.into(),
-        args: vec![
-            "--allow-host-path".into(),
-            host.path().display().to_string(),
-        ],
+        args: vec!["--allow-host-path".into(), host.display().to_string()],
         ..DaemonOptions::default()
-    })?;
-    let mut sections = on_files(&daemon, host.path())?;
-    sections.push(mounts(&daemon, host.path(), runs)?);
-    Ok(sections)
+    })
 }
 
-fn on_files(daemon: &Daemon, host: &Path) -> anyhow::Result<Vec<Section>> {
-    let (own, shared) = (host.join("own"), host.join("shared"));
+/// Work on files by fio: the host's rates, and what each kind of mount has of them.
+pub(crate) fn on_files(engine: &str) -> anyhow::Result<Vec<Section>> {
+    // Where the daemon's disks lie, too: the same file system for all.
+    let host = tempfile::tempdir()?;
+    let daemon = daemon(engine, host.path())?;
+    let (own, shared) = (host.path().join("own"), host.path().join("shared"));
     fs::create_dir(&own)?;
     fs::create_dir(&shared)?;
-    import_fio(daemon)?;
-    let mounts = [("disk", "/disk"), ("share", "/share")]
+    import_fio(&daemon)?;
+    daemon.apply(&block_volume(host.path())?)?.ok()?;
+    let mounts = [("disk", "/disk"), ("share", "/share"), ("block", "/block")]
         .map(|(name, path)| json!({"name": name, "mountPath": path}));
     let resources = json!({"limits": {"cpu": "1", "memory": "512Mi"}});
     let extra = json!({"image": IMAGE, "volumeMounts": mounts, "resources": resources});
@@ -86,11 +87,10 @@ fn on_files(daemon: &Daemon, host: &Path) -> anyhow::Result<Vec<Section>> {
     let volumes = json!([
         {"name": "disk", "emptyDir": {}},
         {"name": "share", "hostPath": {"path": shared}},
+        {"name": "block", "persistentVolumeClaim": {"claimName": "block"}},
     ]);
     let id = daemon.run_detached(&pod("fio", &[c], json!({"volumes": volumes})))?;
-    daemon.wait_for(&id, "running", |p| {
-        p["containers"][0]["state"] == "STATE_RUNNING"
-    })?;
+    start::running(&daemon, &id)?;
 
     let mut host_rates = Collected::default();
     let mut shares: Vec<Collected> = MOUNTED.iter().map(|_| Collected::default()).collect();
@@ -100,7 +100,7 @@ fn on_files(daemon: &Daemon, host: &Path) -> anyhow::Result<Vec<Section>> {
         host_rates.add(name, host_rate);
         for ((_, directory), share) in MOUNTED.iter().zip(&mut shares) {
             let rate = rate(&in_pod(
-                daemon,
+                &daemon,
                 &id,
                 &arguments(words, Path::new(directory)),
             )?)?;
@@ -137,10 +137,25 @@ fn on_files(daemon: &Daemon, host: &Path) -> anyhow::Result<Vec<Section>> {
     Ok(sections)
 }
 
+/// A claim on a file of the host that is a disk, for an ext4 file system.
+fn block_volume(host: &Path) -> anyhow::Result<String> {
+    let path = host.join("block.img");
+    fs::File::create(&path)?.set_len(BLOCK_SIZE)?;
+    let class = "bench";
+    Ok(documents(&[
+        json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "block"},
+            "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+                "storageClassName": class, "local": {"path": path, "fsType": "ext4"}}}),
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "block"},
+            "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": class,
+                "resources": {"requests": {"storage": "1Gi"}}}}),
+    ]))
+}
+
 /// The image: fio with its libraries, and a file to read.
 fn import_fio(daemon: &Daemon) -> anyhow::Result<()> {
     let mut layer = Layer::default().dir("data", 0o755)?;
-    layer = layer.file("data/file", 0o644, &noise(FILE_SIZE))?;
+    layer = layer.file("data/file", 0o644, &noise(1, FILE_SIZE))?;
     for path in files_of_fio()? {
         let content = fs::read(&path).with_context(|| path.display().to_string())?;
         let name = path.strip_prefix("/")?.display().to_string();
@@ -169,19 +184,6 @@ fn files_of_fio() -> anyhow::Result<Vec<PathBuf>> {
     files.sort();
     files.dedup();
     Ok(files)
-}
-
-/// Bytes that no layer on the way can make smaller (xorshift64).
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 1_u64;
-    let mut bytes = Vec::with_capacity(len);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes
 }
 
 fn arguments(words: &[&str], directory: &Path) -> Vec<String> {
@@ -234,15 +236,19 @@ fn rate(job: &Value) -> anyhow::Result<f64> {
 }
 
 /// Creating and starting a container with one mount and with many.
-fn mounts(daemon: &Daemon, host: &Path, runs: usize) -> anyhow::Result<Section> {
+pub(crate) fn mounts(engine: &str, runs: usize) -> anyhow::Result<Vec<Section>> {
+    let host = tempfile::tempdir()?;
+    let daemon = daemon(engine, host.path())?;
     let logs = daemon.dir().join("mount-logs");
     fs::create_dir_all(&logs)?;
-    let directories: Vec<PathBuf> = (0..MOUNTS).map(|n| host.join(format!("m{n}"))).collect();
+    let directories: Vec<PathBuf> = (0..MOUNTS)
+        .map(|n| host.path().join(format!("m{n}")))
+        .collect();
     for directory in &directories {
         fs::create_dir_all(directory)?;
     }
     let sandbox = sandbox_config("mounts", &logs);
-    let cri = Cri::connect(daemon)?;
+    let cri = Cri::connect(&daemon)?;
     let pod = cri.run(&sandbox)?;
     let start = |name: String, count: usize| {
         let mounts = directories.iter().take(count).enumerate();
@@ -278,5 +284,7 @@ fn mounts(daemon: &Daemon, host: &Path, runs: usize) -> anyhow::Result<Section> 
         }
     }
     cri.remove_pod(&pod)?;
-    Ok(collected.section("create and start a container with host directories, ms"))
+    Ok(vec![collected.section(
+        "create and start a container with host directories, ms",
+    )])
 }

@@ -35,6 +35,14 @@ pub(crate) fn page(report: &Report) -> String {
         for section in &engine.sections {
             plot(&mut page, section);
         }
+        for (part, why) in &engine.failed {
+            let _ = write!(
+                page,
+                "<p><b>{} could not be measured:</b> {}.</p>",
+                escape(part),
+                escape(why)
+            );
+        }
     }
     for (engine, why) in &report.skipped {
         let _ = write!(
@@ -100,14 +108,19 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::EngineReport;
 
     #[test]
     fn words_of_the_machine_cannot_become_markup() {
         let mut report = Report::new(5, Some(40_000_000));
         report.machine = "<script>".into();
         report.skipped.push(("kvm".into(), "a & b".into()));
+        let mut engine = EngineReport::new("qemu");
+        engine.fail("Files", &anyhow::anyhow!("<fio>"));
+        report.engines.push(engine);
         let page = page(&report);
         assert!(!page.contains("<script>") && page.contains("a &amp; b"));
+        assert!(page.contains("&lt;fio&gt;"));
         assert!(page.contains("40.0 million"));
     }
 }

@@ -3,6 +3,10 @@
 use crate::run::{cargo, checked, step};
 use crate::{guest, kernel, packages};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The benchmark's package and program.
+const BENCH: &str = "spherule-bench";
 
 /// How the binaries are built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,11 +24,12 @@ pub(crate) struct Binaries {
     pub(crate) spherule: PathBuf,
 }
 
-/// Builds `spherule` and `spherule-vmm`.
-pub(crate) fn build(root: &Path, profile: Profile) -> anyhow::Result<Binaries> {
+/// Builds `spherule` and `spherule-vmm`, and these packages with them.
+pub(crate) fn build(root: &Path, profile: Profile, more: &[&str]) -> anyhow::Result<Binaries> {
     step("building spherule and spherule-vmm");
     let mut cargo = cargo(root);
     cargo.args(["build", "-p", "spherule", "-p", "vmm", "--bins"]);
+    cargo.args(more.iter().flat_map(|package| ["-p", package]));
     let folder = match profile {
         Profile::Dev => "debug",
         Profile::Release => {
@@ -48,12 +53,12 @@ pub(crate) fn bench(root: &Path, args: &[String]) -> anyhow::Result<()> {
     ])?;
     let vmlinux = kernel::ensure(root)?;
     guest::ensure(root)?;
-    build(root, Profile::Release)?;
+    let built = build(root, Profile::Release, &[BENCH])?;
     step("counting the guest kernel's instructions");
     let instructions = kernel::instructions_until_agent(root, &vmlinux)?;
     step("measuring");
-    let mut bench = cargo(root);
-    bench.args(["run", "--release", "-p", "spherule-bench", "--"]);
+    let mut bench = Command::new(built.spherule.with_file_name(BENCH));
+    bench.current_dir(root);
     bench.args(["--kernel-instructions", &instructions.to_string()]);
     checked(bench.args(args))
 }

@@ -19,5 +19,5 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
 pub(crate) fn build(root: &Path) -> anyhow::Result<binaries::Binaries> {
     kernel::ensure(root)?;
     guest::ensure(root)?;
-    binaries::build(root, binaries::Profile::Dev)
+    binaries::build(root, binaries::Profile::Dev, &[])
 }
