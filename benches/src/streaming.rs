@@ -8,6 +8,7 @@ use cri_api::v1;
 use spherule_tests::Daemon;
 use spherule_tests::cri::{Cri, container_config, sandbox_config};
 use spherule_tests::websocket::{self, Channels, WebSocket};
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -55,6 +56,10 @@ pub(crate) fn measure(daemon: &Daemon, runs: usize) -> anyhow::Result<Vec<Sectio
             let cost = pod.cpu_seconds()? - before;
             rates.add(&format!("{name}, MB/s"), rate);
             rates.add(&format!("{name}, share of the unix socket's"), rate / plain);
+            if name == "attach" {
+                let lost = 100.0 - pod.kept.get() * 100.0;
+                rates.add("attach, % of the output lost", lost);
+            }
             let per_gb = cost * 1e3 * MB / f64::from(u32::try_from(SIZE)?);
             costs.add(name, per_gb);
         }
@@ -94,6 +99,11 @@ struct Pod<'a> {
     cri: Cri,
     sandbox: String,
     container: String,
+    /// How often the container was told to print.
+    prints: Cell<u32>,
+    /// Share of the last print that an attached client got: one that reads too slowly
+    /// loses what a container cannot be held up for.
+    kept: Cell<f64>,
 }
 
 impl<'a> Pod<'a> {
@@ -105,7 +115,7 @@ impl<'a> Pod<'a> {
         let print = format!("yes a line as long as lines are, mostly | head -c {SIZE}");
         let script = format!(
             "nc -ll -p 80 -e head -c {SIZE} /dev/zero &
-             while read line; do {print}; done"
+             while read line; do {print}; sleep 1; echo $line; done"
         );
         let mut c = container_config("c", &script);
         c.stdin = true;
@@ -116,6 +126,8 @@ impl<'a> Pod<'a> {
             cri,
             sandbox,
             container,
+            prints: Cell::new(0),
+            kept: Cell::new(1.0),
         };
         // Until the server listens.
         let listens = "while ! netstat -ltn | grep -q :80; do usleep 10000; done";
@@ -161,10 +173,21 @@ impl<'a> Pod<'a> {
         };
         let answer = self.cri.wait(self.cri.runtime.clone().attach(request))?;
         let mut socket = open(&answer.url, "v5.channel.k8s.io")?;
+        let number = self.prints.get() + 1;
+        self.prints.set(number);
+        // Comes a second after the output, where not all of that came.
+        let end = format!("end {number}\n");
         let start = Instant::now();
-        socket.say(STDIN, b"go\n")?;
-        hear(&mut socket, STDOUT, SIZE)?;
-        rate(start.elapsed())
+        socket.say(STDIN, end.as_bytes())?;
+        let heard = socket.hear(|heard| {
+            let said = heard.get(&STDOUT);
+            said.is_some_and(|said| said.len() >= SIZE || said.ends_with(end.as_bytes()))
+        })?;
+        let took = start.elapsed();
+        let got = heard.get(&STDOUT).map_or(0, Vec::len);
+        let kept = f64::from(u32::try_from(got)?) / f64::from(u32::try_from(SIZE)?);
+        self.kept.set(kept.min(1.0));
+        Ok(rate(took)? * self.kept.get())
     }
 
     fn forward(&self) -> anyhow::Result<f64> {
