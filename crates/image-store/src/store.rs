@@ -68,6 +68,9 @@ impl Drop for Pins {
                 }
             }
         }
+        drop(pins);
+        // Only now can what it kept make room.
+        self.inner.grown.notify_one();
     }
 }
 
@@ -327,8 +330,8 @@ impl ImageStore {
             delete_when_free: false,
             last_used_ns: now_ns(),
         };
+        let key = new.id.to_string();
         inner.tables.state.transaction::<_, ImageError>(|tx| {
-            let key = new.id.to_string();
             let mut record = record;
             // The same image by another manifest: keep what both brought.
             if let Some(known) = tx.get(&inner.tables.images, &key)? {
@@ -343,12 +346,10 @@ impl ImageStore {
             }
             Ok(())
         })?;
+        // Before anybody may remove it again.
+        let image = self.get(&key)?;
         drop(changes);
-        inner.grown.notify_one();
-        self.get(&new.id.to_string())?
-            .ok_or_else(|| ImageError::NotFound {
-                name: new.id.to_string(),
-            })
+        image.ok_or(ImageError::NotFound { name: key })
     }
 
     /// Holds back other changes of records and their files.
