@@ -1,6 +1,6 @@
-//! Mutated conversations. A short run is an ordinary test; set
-//! `STREAMING_FUZZ_SECONDS` for a long one:
-//! `STREAMING_FUZZ_SECONDS=600 cargo test -p streaming-server fuzz -- --nocapture`.
+//! Mutated conversations by each transport. A short run is an ordinary test; set
+//! `STREAMING_FUZZ_SECONDS` for a long one of each:
+//! `STREAMING_FUZZ_SECONDS=600 cargo test --workspace --lib fuzz -- --nocapture`.
 
 use super::Fake;
 use crate::backend::{AttachRequest, ExecRequest, PortForwardRequest, Streams};
@@ -126,7 +126,15 @@ fn websocket() -> Vec<u8> {
     .concat()
 }
 
-fn wanted(chance: &mut Chance) -> (Agreed, Vec<u8>) {
+/// Which parser is spoken to.
+#[derive(Debug, Clone, Copy)]
+enum Parser {
+    Spdy,
+    /// Also where SPDY goes through it.
+    WebSocket,
+}
+
+fn wanted(parser: Parser, chance: &mut Chance) -> (Agreed, Vec<u8>) {
     let streams = Streams {
         stdin: true,
         stdout: true,
@@ -165,24 +173,24 @@ fn wanted(chance: &mut Chance) -> (Agreed, Vec<u8>) {
     });
     let types = ["error", "stdin", "stdout", "resize"];
     let pairs = ["error", "data", "error", "data"];
-    let (request, transport, protocol, said) = match chance.below(6) {
-        0 => (exec("cat"), Transport::Spdy, v(4), spdy(&types, chance)),
-        1 => (attach, Transport::Spdy, v(4), spdy(&types, chance)),
-        2 => {
+    let (request, transport, protocol, said) = match (parser, chance.below(3)) {
+        (Parser::Spdy, 0) => (exec("cat"), Transport::Spdy, v(4), spdy(&types, chance)),
+        (Parser::Spdy, 1) => (attach, Transport::Spdy, v(4), spdy(&types, chance)),
+        (Parser::Spdy, _) => {
             let protocol = Protocol::Forward(ForwardProtocol::Pairs);
             (forward(), Transport::Spdy, protocol, spdy(&pairs, chance))
         }
-        3 => {
+        (Parser::WebSocket, 0) => {
             let protocol = Protocol::Forward(ForwardProtocol::Pairs);
             let inner = spdy(&pairs, chance);
             let said = inner.chunks(100).flat_map(|piece| frame(2, piece));
             (forward(), socket(), protocol, said.collect())
         }
-        4 => {
+        (Parser::WebSocket, 1) => {
             let protocol = Protocol::Forward(ForwardProtocol::Channels(codec));
             (forward(), socket(), protocol, websocket())
         }
-        _ => (exec("cat"), socket(), v(5), websocket()),
+        (Parser::WebSocket, _) => (exec("cat"), socket(), v(5), websocket()),
     };
     let agreed = Agreed {
         request,
@@ -193,9 +201,9 @@ fn wanted(chance: &mut Chance) -> (Agreed, Vec<u8>) {
 }
 
 /// One conversation, to its end.
-async fn round(place: &Place, seed: u64) {
+async fn round(place: &Place, parser: Parser, seed: u64) {
     let mut chance = Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let (agreed, mut said) = wanted(&mut chance);
+    let (agreed, mut said) = wanted(parser, &mut chance);
     chance.mutate(&mut said);
     let _ = scan(&said);
     let _ = HeaderReader::new().read(&said);
@@ -220,7 +228,16 @@ async fn round(place: &Place, seed: u64) {
 }
 
 #[tokio::test]
-async fn fuzz_conversations() {
+async fn fuzz_spdy() {
+    fuzz(Parser::Spdy).await;
+}
+
+#[tokio::test]
+async fn fuzz_websocket() {
+    fuzz(Parser::WebSocket).await;
+}
+
+async fn fuzz(parser: Parser) {
     let backend = Fake::default();
     let limits = Limits {
         stream_creation: Duration::from_millis(20),
@@ -238,9 +255,12 @@ async fn fuzz_conversations() {
     let first = end.map_or(0, |_| u64::from(std::process::id()) << 32);
     let mut seed = first;
     while end.map_or(seed < ROUNDS, |end| Instant::now() < end) {
-        round(&place, seed).await;
+        round(&place, parser, seed).await;
         seed += 1;
     }
-    println!("{} conversations from seed {first}", seed - first);
+    println!(
+        "{parser:?}: {} conversations from seed {first}",
+        seed - first
+    );
     backend.lives(0).await;
 }
