@@ -38,6 +38,7 @@ mod shared;
 mod shares;
 mod storage;
 mod streaming;
+mod streaming_faults;
 mod volumes;
 
 /// A test: its name, and what it does.
@@ -108,6 +109,7 @@ fn main() -> ExitCode {
         trials("cri_refusals", cri_refusals::TESTS, no_engine),
         trials("streaming", streaming::TESTS, no_engine),
         trials("streaming", streaming::LONG, &no_long),
+        trials("streaming_faults", streaming_faults::TESTS, no_engine),
         trials("network", network::TESTS, &no_network),
         trials("network", network::RULES, &no_rules),
         trials("network", network::NAMES, &no_names),

@@ -5,8 +5,10 @@ use crate::{Test, shared};
 use anyhow::{Context, ensure};
 use cri_api::v1;
 use serde_json::Value;
+use spherule_tests::Daemon;
 use spherule_tests::cri::{Cri, container_config, refused, sandbox_config};
 use spherule_tests::websocket::connect;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tonic::Code;
 
@@ -30,27 +32,35 @@ pub(crate) const LONG: &[Test] = &[
     ("gigabyte_that_nobody_reads_is_in_the_log", nobody_reads),
 ];
 
-const V5: &str = "v5.channel.k8s.io";
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const V5: &str = "v5.channel.k8s.io";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What makes a request wrong.
 type Change = fn(&mut v1::ExecRequest);
 
 /// A container that runs, in a sandbox of its own.
-struct Running {
-    cri: Cri,
+pub(crate) struct Running {
+    pub(crate) cri: Cri,
     sandbox: String,
-    container: String,
-    _logs: tempfile::TempDir,
+    pub(crate) container: String,
+    logs: tempfile::TempDir,
 }
 
 impl Running {
-    fn new(name: &str, script: &str) -> anyhow::Result<Self> {
+    pub(crate) fn new(name: &str, script: &str) -> anyhow::Result<Self> {
         Self::with(name, container_config("c", script))
     }
 
-    fn with(name: &str, container: v1::ContainerConfig) -> anyhow::Result<Self> {
-        let cri = Cri::connect(&*shared::daemon()?)?;
+    pub(crate) fn with(name: &str, container: v1::ContainerConfig) -> anyhow::Result<Self> {
+        Self::on(&*shared::daemon()?, name, container)
+    }
+
+    pub(crate) fn on(
+        daemon: &Daemon,
+        name: &str,
+        container: v1::ContainerConfig,
+    ) -> anyhow::Result<Self> {
+        let cri = Cri::connect(daemon)?;
         let logs = tempfile::tempdir()?;
         let config = sandbox_config(name, logs.path());
         let sandbox = cri.run(&config)?;
@@ -59,13 +69,13 @@ impl Running {
             cri,
             sandbox,
             container,
-            _logs: logs,
+            logs,
         };
         running.cri.start(&running.container)?;
         Ok(running)
     }
 
-    fn request(&self, script: &str) -> v1::ExecRequest {
+    pub(crate) fn request(&self, script: &str) -> v1::ExecRequest {
         v1::ExecRequest {
             container_id: self.container.clone(),
             cmd: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -76,13 +86,30 @@ impl Running {
         }
     }
 
-    fn exec(&self, request: v1::ExecRequest) -> Result<String, tonic::Status> {
+    pub(crate) fn exec(&self, request: v1::ExecRequest) -> Result<String, tonic::Status> {
         let mut call = self.cri.runtime.clone();
         Ok(self.cri.wait(call.exec(request))?.url)
     }
 
+    /// A URL to attach to it: to its output, and to its input if it has one.
+    pub(crate) fn attach(&self, stdin: bool) -> Result<String, tonic::Status> {
+        let request = v1::AttachRequest {
+            container_id: self.container.clone(),
+            stdin,
+            stdout: true,
+            ..v1::AttachRequest::default()
+        };
+        let mut call = self.cri.runtime.clone();
+        Ok(self.cri.wait(call.attach(request))?.url)
+    }
+
+    /// The log of its container `c`.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.logs.path().join("c.log")
+    }
+
     /// What a command prints.
-    fn output(&self, script: &str) -> anyhow::Result<String> {
+    pub(crate) fn output(&self, script: &str) -> anyhow::Result<String> {
         let request = v1::ExecSyncRequest {
             container_id: self.container.clone(),
             cmd: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -300,7 +327,7 @@ fn ephemeral() -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&heard[&1]).into_owned();
     ensure!(said.ends_with("typed in"), "{said}");
     // What it printed before we were there is in its log, as kubectl debug shows it.
-    let log = std::fs::read_to_string(pod._logs.path().join("debugger.log"))?;
+    let log = std::fs::read_to_string(pod.logs.path().join("debugger.log"))?;
     ensure!(
         log.lines().any(|line| line.contains(" 1 sleep 86421")),
         "{log}"
@@ -410,31 +437,12 @@ fn nobody_reads() -> anyhow::Result<()> {
     // Lines of 100 bytes, 1 GB of them; attached to it is one that never reads.
     let line = "x".repeat(99);
     let script = format!("read go; yes {line} | head -n 10000000; sleep 600");
-    let cri = Cri::connect(&*shared::daemon()?)?;
-    let logs = tempfile::tempdir()?;
-    let config = sandbox_config("streaming-nobody", logs.path());
-    let sandbox = cri.run(&config)?;
     let mut container = container_config("c", &script);
     container.stdin = true;
-    let container = cri.create(&sandbox, container, &config)?;
-    let pod = Running {
-        cri,
-        sandbox,
-        container,
-        _logs: logs,
-    };
-    pod.cri.start(&pod.container)?;
-    let request = v1::AttachRequest {
-        container_id: pod.container.clone(),
-        stdin: true,
-        stdout: true,
-        ..v1::AttachRequest::default()
-    };
-    let url = pod.cri.wait(pod.cri.runtime.clone().attach(request))?.url;
-    let mut stalls = connect(&url, V5)?.map_err(anyhow::Error::msg)?;
+    let pod = Running::with("streaming-nobody", container)?;
+    let mut stalls = connect(&pod.attach(true)?, V5)?.map_err(anyhow::Error::msg)?;
     stalls.say(0, b"go\n")?;
     let start = Instant::now();
-    let log = pod._logs.path().join("c.log");
     // Others of its streams go on meanwhile.
     while !pod.output("ps -o args")?.contains("sleep 600") {
         ensure!(
@@ -445,7 +453,7 @@ fn nobody_reads() -> anyhow::Result<()> {
     }
     eprintln!("1 GB was printed in {:?}", start.elapsed());
     let mut lines = 0u32;
-    for read in std::io::BufRead::lines(std::io::BufReader::new(std::fs::File::open(&log)?)) {
+    for read in std::io::BufRead::lines(std::io::BufReader::new(std::fs::File::open(pod.log())?)) {
         ensure!(read?.ends_with(&line), "line {lines} is cut");
         lines += 1;
     }

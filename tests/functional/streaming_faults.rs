@@ -1,0 +1,145 @@
+//! Streams through the streaming server whose client or daemon fails.
+
+use crate::Test;
+use crate::streaming::{PATIENCE, Running, V5};
+use anyhow::{Context, ensure};
+use cri_api::v1::ContainerState;
+use spherule_tests::Daemon;
+use spherule_tests::cri::{Cri, container_config};
+use spherule_tests::websocket::{WebSocket, connect};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("daemon_that_dies_ends_its_commands_only", daemon_dies),
+    ("client_that_vanishes_in_any_phase_leaves_nothing", phases),
+    ("reader_that_stalls_stalls_no_other", stalled),
+];
+
+/// Waits until no command of the container has this in its line.
+fn gone(pod: &Running, word: &str) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while pod.output("ps -o args")?.contains(word) {
+        ensure!(start.elapsed() < PATIENCE, "{word} lives on");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+fn open(url: &str) -> anyhow::Result<WebSocket> {
+    connect(url, V5)?.map_err(anyhow::Error::msg)
+}
+
+fn daemon_dies() -> anyhow::Result<()> {
+    let mut daemon = Daemon::start()?;
+    let config = container_config("c", "exec sleep 600");
+    let mut pod = Running::on(&daemon, "streaming-restart", config)?;
+    let before = pod.cri.container(&pod.container)?;
+    let unused = pod.exec(pod.request("true"))?;
+    let mut client = open(&pod.exec(pod.request("echo up; exec sleep 12345"))?)?;
+    client.hear(|heard| heard.get(&1).is_some_and(|said| said == b"up\n"))?;
+    daemon.kill()?;
+    // The connection ends, and no result is made up.
+    let end = client.hear(|_| false);
+    ensure!(end.is_err(), "{end:?}");
+
+    daemon.restart()?;
+    pod.cri = Cri::connect(&daemon)?;
+    let after = pod.cri.container(&pod.container)?;
+    ensure!(after.state() == ContainerState::ContainerRunning);
+    ensure!(after.started_at == before.started_at, "{after:?}");
+    gone(&pod, "sleep 12345")?;
+    // A URL goes with its daemon.
+    ensure!(!matches!(connect(&unused, V5), Ok(Ok(_))), "it was served");
+    let heard = open(&pod.exec(pod.request("echo again"))?)?.hear(|_| false)?;
+    ensure!(heard[&1] == b"again\n", "{heard:?}");
+    Ok(())
+}
+
+/// A connection to where a URL leads, and the request that an upgrade needs.
+fn unasked(url: &str) -> anyhow::Result<(TcpStream, String)> {
+    let rest = url.strip_prefix("http://").context("an http URL")?;
+    let (host, path) = rest.split_once('/').context("a path")?;
+    let request = format!(
+        "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: {V5}\r\n\r\n"
+    );
+    Ok((TcpStream::connect(host)?, request))
+}
+
+fn phases() -> anyhow::Result<()> {
+    let pod = Running::new("streaming-phases", "exec sleep 600")?;
+    let sleep = || pod.exec(pod.request("echo up; exec sleep 23456"));
+    // Before its URL is used, within the request, right behind it.
+    let url = sleep()?;
+    drop(unasked(&url)?);
+    for cut in [1, 40, 200] {
+        let (mut socket, request) = unasked(&url)?;
+        socket.write_all(&request.as_bytes()[..cut])?;
+    }
+    let (mut socket, request) = unasked(&sleep()?)?;
+    socket.write_all(request.as_bytes())?;
+    drop(socket);
+    // Within a frame: its length, its mask, what it carries.
+    let frame = [0x82, 0xfe, 0x10, 0x00, 1, 2, 3, 4, 0, b'x', b'y'];
+    for cut in [1, 3, 6, 11] {
+        let (mut socket, request) = unasked(&sleep()?)?;
+        socket.write_all(request.as_bytes())?;
+        let mut answer = BufReader::new(socket.try_clone()?);
+        let mut heard = Vec::new();
+        while !heard.ends_with(b"up\n") {
+            ensure!(answer.read_until(b'\n', &mut heard)? > 0, "{heard:?}");
+        }
+        socket.write_all(&frame[..cut])?;
+    }
+    gone(&pod, "sleep 23456")?;
+    // Those who never asked in full have not used the URL up.
+    let mut client = open(&url)?;
+    client.hear(|heard| heard.get(&1).is_some_and(|said| said == b"up\n"))?;
+    drop(client);
+    gone(&pod, "sleep 23456")
+}
+
+/// Lines that are printed, and bytes of each.
+const LINES: usize = 150_000;
+const LINE: usize = 100;
+
+fn stalled() -> anyhow::Result<()> {
+    let line = "x".repeat(LINE - 1);
+    let script = format!(
+        "read go; yes {line} | head -n {LINES}
+         while read word; do echo $word; test $word = end && exit 3; done"
+    );
+    let mut config = container_config("c", &script);
+    config.stdin = true;
+    let pod = Running::with("streaming-stalled", config)?;
+    let mut stalls = open(&pod.attach(false)?)?;
+    let mut reads = open(&pod.attach(false)?)?;
+    let mut says = open(&pod.attach(true)?)?;
+    let marked = |heard: &[u8]| heard.ends_with(b"marker\n");
+    let reader = std::thread::spawn(move || {
+        reads.hear(|heard| heard.get(&1).is_some_and(|said| marked(said)))
+    });
+    says.say(0, b"go\n")?;
+    let start = Instant::now();
+    while BufReader::new(File::open(pod.log())?).lines().count() < LINES {
+        ensure!(start.elapsed() < PATIENCE, "the log lacks lines");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    // The one that reads is there: on a slow machine it, too, may miss something.
+    while !reader.is_finished() {
+        ensure!(start.elapsed() < PATIENCE, "the other reader stalls");
+        says.say(0, b"marker\n")?;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    reader.join().ok().context("the reader died")??;
+    // Only now the other reads: what was kept for it, and no more.
+    says.say(0, b"end\n")?;
+    let late = stalls.hear(|_| false)?;
+    let kept = late[&1].len();
+    ensure!((1..LINES * LINE).contains(&kept), "{kept}");
+    Ok(())
+}
