@@ -19,6 +19,7 @@ mod cri_images;
 mod cri_refusals;
 mod cri_resources;
 mod engines;
+mod ephemeral;
 mod full_disk;
 mod guest_faults;
 mod host_paths;
@@ -97,6 +98,8 @@ fn main() -> ExitCode {
         trials("command_line", command_line::TESTS, no_engine),
         trials("sessions", sessions::TESTS, no_engine),
         trials("sessions", sessions::TERMINALS, &no_terminal),
+        trials("ephemeral", ephemeral::TESTS, no_engine),
+        trials("ephemeral", ephemeral::TERMINALS, &no_terminal),
         trials("logs", logs::TESTS, no_engine),
         trials("copy", copy::TESTS, no_engine),
         trials("command_line", command_line::BASH, &lacking("bash")),

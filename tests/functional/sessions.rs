@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
         "attached_session_shows_output_and_ends_with_its_container",
         attach,
     ),
+    ("input_reaches_a_container_that_has_stdin", input),
     ("local_port_is_a_pods", port_forward),
     (
         "daemon_that_dies_ends_sessions_and_no_container",
@@ -31,7 +32,7 @@ pub(crate) const TERMINALS: &[Test] = &[(
 )];
 
 /// A pod that runs `script`; its container runs.
-fn pod(name: &str, script: &str) -> anyhow::Result<()> {
+pub(crate) fn pod(name: &str, script: &str) -> anyhow::Result<()> {
     let daemon = shared::daemon()?;
     daemon.run_detached(&one(name, script, json!({})))?;
     let runs = |pod: &serde_json::Value| pod["containers"][0]["state"] == "STATE_RUNNING";
@@ -73,7 +74,7 @@ fn exec() -> anyhow::Result<()> {
 }
 
 /// A program below `script`, which makes it a terminal.
-struct Terminal {
+pub(crate) struct Terminal {
     child: Child,
     stdin: ChildStdin,
     stdout: ChildStdout,
@@ -82,7 +83,7 @@ struct Terminal {
 
 impl Terminal {
     /// Runs a shell's script with a terminal of 77 by 33.
-    fn new(script: &str) -> anyhow::Result<Self> {
+    pub(crate) fn new(script: &str) -> anyhow::Result<Self> {
         let script = format!("stty rows 33 cols 77; {script}");
         let mut child = Command::new("script")
             .args(["--quiet", "--return", "--command", &script, "/dev/null"])
@@ -98,12 +99,12 @@ impl Terminal {
         })
     }
 
-    fn type_in(&mut self, keys: &str) -> anyhow::Result<()> {
+    pub(crate) fn type_in(&mut self, keys: &str) -> anyhow::Result<()> {
         Ok(self.stdin.write_all(keys.as_bytes())?)
     }
 
     /// Reads on until this was shown.
-    fn until(&mut self, word: &str) -> anyhow::Result<()> {
+    pub(crate) fn until(&mut self, word: &str) -> anyhow::Result<()> {
         while !self.all.contains(word) {
             let mut bytes = [0; 1000];
             let read = self.stdout.read(&mut bytes)?;
@@ -122,7 +123,7 @@ impl Drop for Terminal {
 }
 
 /// A `spherule` command as a shell's words.
-fn words(daemon: &Daemon, args: &[&str]) -> String {
+pub(crate) fn words(daemon: &Daemon, args: &[&str]) -> String {
     let command = daemon.command(args.iter().copied());
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     // Quotes within are ended, escaped and begun again.
@@ -241,6 +242,26 @@ fn attach() -> anyhow::Result<()> {
     ensure!(out.status.code() == Some(6), "{out:?}");
     let wrong = daemon.cli(["attach", "-i", "attach"])?;
     wrong.refused(&[])?;
+    Ok(())
+}
+
+fn input() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    let stdin = json!({"stdin": true, "stdinOnce": true});
+    daemon.run_detached(&one("input", "md5sum; exit 5", stdin))?;
+    let runs = |pod: &serde_json::Value| pod["containers"][0]["state"] == "STATE_RUNNING";
+    daemon.wait_for("input", "running", runs)?;
+    let mut child = daemon
+        .command(["attach", "-i", "input"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    child.stdin.take().context("stdin")?.write_all(b"hello")?;
+    let out = child.wait_with_output()?;
+    ensure!(
+        out.status.code() == Some(5) && out.stdout.starts_with(b"5d41402abc4b2a76b9719d911017c592"),
+        "{out:?}"
+    );
     Ok(())
 }
 

@@ -8,11 +8,11 @@ use crate::error::{EngineError, chain};
 use crate::images::{self, Missing, Resolved};
 use crate::manifest::{Container, ImagePullPolicy};
 use crate::pod_task::Task;
-use crate::record::Pod;
-use crate::state::{self, CODE_NOT_STARTED, Ended, Slot};
+use crate::record::{Pod, PodRecord};
+use crate::state::{self, CODE_NOT_STARTED, Ended, Role, Slot};
 use crate::{mounts, plan};
 use image_store::ImageStore;
-use sandbox::{ContainerState, DeviceSpec, MountSpec, PathVolume, SandboxError};
+use sandbox::{ContainerState, DeviceSpec, MountSpec, PathVolume, PidNamespace, SandboxError};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
@@ -26,15 +26,10 @@ pub(crate) type Prefetched = HashMap<String, JoinHandle<Result<Resolved, Missing
 
 /// Begins to fetch the images of containers that are yet to start.
 pub(crate) fn prefetch(task: &Task, images: &mut Prefetched) {
-    let manifest = &task.entry.manifest;
-    let own = manifest
-        .all_containers()
-        .map(|(_, c)| (&c.image, c.image_pull_policy));
-    let volumes = manifest
-        .spec
-        .volumes
-        .iter()
-        .filter_map(|v| v.image.as_ref());
+    let spec = &task.entry.manifest.spec;
+    let own = spec.init_containers.iter().chain(&spec.containers);
+    let own = own.map(|c| (&c.image, c.image_pull_policy));
+    let volumes = spec.volumes.iter().filter_map(|v| v.image.as_ref());
     for (image, policy) in own.chain(volumes.map(|v| (&v.reference, v.pull_policy))) {
         if images.contains_key(image) {
             continue;
@@ -48,13 +43,17 @@ pub(crate) fn prefetch(task: &Task, images: &mut Prefetched) {
     }
 }
 
-fn manifest_of(task: &Task, slot: Slot) -> &Container {
+fn manifest_of(task: &Task, slot: Slot) -> Result<Container, EngineError> {
     let spec = &task.entry.manifest.spec;
-    if slot.init {
-        &spec.init_containers[slot.index]
-    } else {
-        &spec.containers[slot.index]
-    }
+    Ok(match slot.role {
+        Role::Init => spec.init_containers[slot.index].clone(),
+        Role::Main => spec.containers[slot.index].clone(),
+        // Added since.
+        Role::Ephemeral => {
+            let manifest = task.entry.record.read(PodRecord::manifest)?;
+            manifest.spec.ephemeral_containers[slot.index].clone()
+        }
+    })
 }
 
 /// Starts the container, or records why it did not start.
@@ -64,25 +63,35 @@ pub(crate) async fn start(
     sandbox_id: &str,
     images: &mut Prefetched,
 ) -> Result<(), EngineError> {
-    let wanted = manifest_of(task, slot);
+    let wanted = &manifest_of(task, slot)?;
     // Recorded before anything of the instance is made.
     let attempt = task.update(|record| {
         let status = record.status_mut(slot);
         state::begin(status);
         status.instances - 1
     })?;
-    let fetched = fetch(task, &wanted.image, wanted.image_pull_policy, images).await;
+    let record = task.entry.record.get();
+    let (status, pod) = (record.status(slot), &record.pod);
+    let fetched = match slot.role {
+        // Fetched when it was added.
+        Role::Ephemeral => {
+            let policy = ImagePullPolicy::Never;
+            resolve(&task.inner.images, &status.image_id, policy, &task.entry).await
+        }
+        Role::Init | Role::Main => {
+            fetch(task, &wanted.image, wanted.image_pull_policy, images).await
+        }
+    };
     let volumes = image_volumes(task, wanted, images).await;
     let (image, volumes) = match (fetched, volumes) {
         (Ok(image), Ok(volumes)) => (image, volumes),
         (Err(missing), _) | (_, Err(missing)) => return held_up(task, slot, &missing),
     };
-    let pod = task.entry.pod();
     let disks = match task.inner.sandboxes.sandbox(sandbox_id) {
         Ok(sandbox) => sandbox.spec.block_volumes,
         Err(error) => return not_started(task, slot, "CreateContainerError", &error, None).await,
     };
-    let referred = configure(task, &pod, wanted, &volumes, &disks);
+    let referred = configure(task, pod, wanted, &volumes, &disks);
     let (vars, mounts, devices) = match referred {
         Ok(referred) => referred,
         Err(missing) => return held_up(task, slot, &missing),
@@ -95,6 +104,10 @@ pub(crate) async fn start(
         vars: &vars,
         mounts,
         devices,
+        pid_namespace: match pod.target(status) {
+            Some(target) => PidNamespace::Target(target.id.clone()),
+            None => PidNamespace::Default,
+        },
         pod_name: &pod.name,
         log_dir: &task.entry.log_dir,
     };
@@ -216,7 +229,8 @@ async fn fetch(
     resolve(&task.inner.images, image, policy, &task.entry).await
 }
 
-async fn resolve(
+/// Finds or pulls an image for a pod.
+pub(crate) async fn resolve(
     store: &ImageStore,
     image: &str,
     policy: ImagePullPolicy,

@@ -62,6 +62,22 @@ pub enum EngineError {
         /// The names it has, separated by commas.
         known: String,
     },
+    /// An ephemeral container needs a pod, and a target, that runs.
+    #[error("no container can be added to pod {pod}: {message}")]
+    NotRunning {
+        /// The pod's namespace and name.
+        pod: String,
+        /// What does not run.
+        message: String,
+    },
+    /// The image of an ephemeral container cannot be had.
+    #[error("{message} ({reason})")]
+    Image {
+        /// The kubelet's word for it.
+        reason: &'static str,
+        /// What is in the way.
+        message: String,
+    },
     /// A running pod is removed only by force.
     #[error("pod {0} is still running; stop it first (`spherule stop {0}`) or remove it by force")]
     StillRunning(String),
@@ -128,7 +144,9 @@ impl EngineError {
             }
             Self::NameTaken { .. } => ErrorKind::AlreadyExists,
             Self::NoSuchPod(_) | Self::NoSuchContainer { .. } => ErrorKind::NotFound,
-            Self::StillRunning(_) => ErrorKind::FailedPrecondition,
+            Self::StillRunning(_) | Self::NotRunning { .. } | Self::Image { .. } => {
+                ErrorKind::FailedPrecondition
+            }
             Self::TooManyPods(_) | Self::Object(ObjectError::TooMany { .. }) => {
                 ErrorKind::ResourceExhausted
             }

@@ -66,6 +66,9 @@ pub(crate) fn process(
             .collect(),
         capabilities: granted(context),
         no_new_privileges: context.allow_privilege_escalation == Some(false),
+        terminal: container.tty,
+        stdin: container.stdin,
+        stdin_once: container.stdin_once,
         ..ProcessSpec::default()
     })
 }

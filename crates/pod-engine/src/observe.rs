@@ -1,7 +1,7 @@
 //! What the sandbox crate says, into the pod's record: pure.
 
 use crate::record::{PodRecord, Stage};
-use crate::state::{self, Ended, Rules, Slot, VM_DIED};
+use crate::state::{self, Ended, Role, Rules, Slot, VM_DIED};
 use sandbox::{Container, ContainerState, Sandbox};
 
 /// A ready sandbox.
@@ -58,10 +58,12 @@ pub(crate) fn containers(
 
 /// The newest instance of one container.
 fn one(record: &mut PodRecord, rules: &Rules, slot: Slot, container: &Container) {
-    if matches!(
+    let has_run = matches!(
         container.state,
         ContainerState::Running | ContainerState::Exited
-    ) {
+    );
+    // Those of an ephemeral container are no part of the pod's start.
+    if has_run && slot.role != Role::Ephemeral {
         add_stages(record, container);
     }
     let status = record.status_mut(slot);

@@ -134,6 +134,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) vars: &'a Vars,
     pub(crate) mounts: Vec<MountSpec>,
     pub(crate) devices: Vec<DeviceSpec>,
+    /// Which processes it sees.
+    pub(crate) pid_namespace: PidNamespace,
     pub(crate) pod_name: &'a str,
     pub(crate) log_dir: &'a Path,
 }
@@ -163,7 +165,7 @@ pub(crate) fn container(
         resources: sizing::limits(container, defaults),
         log_path: log_file(parts.log_dir, &container.name, parts.attempt),
         stop_signal: image.stop_signal,
-        pid_namespace: PidNamespace::Default,
+        pid_namespace: parts.pid_namespace,
         paths: None,
         devices: parts.devices,
         caller_data: String::new(),

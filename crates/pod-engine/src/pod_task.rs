@@ -435,6 +435,10 @@ impl Task {
         message: &str,
     ) -> Result<(), EngineError> {
         self.update(|record| {
+            // Whatever has not ended by now ends with the VM.
+            for slot in record.slots() {
+                stopped(record, slot);
+            }
             state::give_up_waiting(record);
             let pod = &mut record.pod;
             pod.phase = phase;
@@ -516,12 +520,6 @@ impl Task {
             };
             self.update(|record| observe::containers(record, &never, &containers))?;
         }
-        self.update(|record| {
-            // Whatever has not ended by now ends with the VM.
-            for slot in record.slots() {
-                stopped(record, slot);
-            }
-        })?;
         let phase = state::ended_phase(&self.entry.record.get());
         self.finish(phase, "Stopped", "the pod was stopped by request")?;
         self.end_vm().await.map(drop)
@@ -565,7 +563,7 @@ impl Task {
     }
 }
 
-/// A container of a stopped pod that has not ended.
+/// A container that has not ended, of a pod that has.
 fn stopped(record: &mut PodRecord, slot: Slot) {
     let status = record.status_mut(slot);
     if status.state == ContainerState::Running {

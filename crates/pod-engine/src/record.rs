@@ -1,6 +1,7 @@
 //! What is known of a pod: the snapshot callers see, and the record that
 //! survives the daemon.
 
+use crate::manifest::{Manifest, ManifestError};
 use sandbox::Engine;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -79,6 +80,9 @@ pub struct ContainerStatus {
     pub hold_up_ms: u64,
     /// Not to be started before: nanoseconds since the epoch.
     pub not_before_ns: i64,
+    /// Of an ephemeral container: the container whose processes it sees; empty: none.
+    #[serde(default)]
+    pub target: String,
 }
 
 impl ContainerStatus {
@@ -101,6 +105,7 @@ impl ContainerStatus {
             backoff_ms: 0,
             hold_up_ms: 0,
             not_before_ns: 0,
+            target: String::new(),
         }
     }
 }
@@ -149,6 +154,9 @@ pub struct Pod {
     pub init_containers: Vec<ContainerStatus>,
     /// In the order of the manifest.
     pub containers: Vec<ContainerStatus>,
+    /// In the order in which they were added.
+    #[serde(default)]
+    pub ephemeral_containers: Vec<ContainerStatus>,
     /// Its VM; `None` before it is sized.
     pub vm: Option<Vm>,
     /// Its addresses, the first one first; none while it has no VM or only its
@@ -158,7 +166,8 @@ pub struct Pod {
     /// The steps of its start, in order. Those of a container are named
     /// `<container>: <step>`.
     pub stages: Vec<Stage>,
-    /// The manifest as it was accepted, JSON.
+    /// The manifest as it was accepted, JSON, with the ephemeral containers that
+    /// were added since.
     pub manifest: String,
 }
 
@@ -175,9 +184,23 @@ impl Pod {
         self.pod_ips.clear();
     }
 
-    /// All containers, the init containers first.
+    /// All containers, the init containers first, the ephemeral ones last.
     pub fn all_containers(&self) -> impl Iterator<Item = &ContainerStatus> {
-        self.init_containers.iter().chain(&self.containers)
+        self.init_containers
+            .iter()
+            .chain(&self.containers)
+            .chain(&self.ephemeral_containers)
+    }
+
+    /// An ephemeral container's target, if it has one.
+    pub(crate) fn target(&self, status: &ContainerStatus) -> Option<&ContainerStatus> {
+        self.all_containers().find(|c| c.name == status.target)
+    }
+
+    /// The target of `status` runs, or it has none.
+    pub(crate) fn target_runs(&self, status: &ContainerStatus) -> bool {
+        let target = self.target(status);
+        status.target.is_empty() || target.is_some_and(|c| c.state == ContainerState::Running)
     }
 }
 
@@ -205,4 +228,13 @@ pub(crate) struct PodRecord {
     pub(crate) sandbox_backoff_ms: u64,
     /// No sandbox before: nanoseconds since the epoch.
     pub(crate) sandbox_not_before_ns: i64,
+}
+
+impl PodRecord {
+    /// The manifest as it is by now.
+    pub(crate) fn manifest(&self) -> Result<Manifest, ManifestError> {
+        let tree = serde_json::from_str(&self.pod.manifest)
+            .map_err(|error| ManifestError::Syntax(error.to_string()))?;
+        Manifest::accepted(tree).map(|(manifest, _)| manifest)
+    }
 }

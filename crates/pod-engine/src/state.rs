@@ -33,8 +33,19 @@ pub(crate) const VM_DIED: &str = "VmDied";
 /// A container of the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slot {
-    pub(crate) init: bool,
+    pub(crate) role: Role,
     pub(crate) index: usize,
+}
+
+/// What a container is to its pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Has to end well before others begin.
+    Init,
+    /// One that the pod is for.
+    Main,
+    /// Added to look into the others; the pod's phase does not count it.
+    Ephemeral,
 }
 
 /// What is to be done.
@@ -70,26 +81,32 @@ pub(crate) struct Rules {
 
 impl PodRecord {
     pub(crate) fn status(&self, slot: Slot) -> &ContainerStatus {
-        if slot.init {
-            &self.pod.init_containers[slot.index]
-        } else {
-            &self.pod.containers[slot.index]
-        }
+        let pod = &self.pod;
+        let list = match slot.role {
+            Role::Init => &pod.init_containers,
+            Role::Main => &pod.containers,
+            Role::Ephemeral => &pod.ephemeral_containers,
+        };
+        &list[slot.index]
     }
 
     pub(crate) fn status_mut(&mut self, slot: Slot) -> &mut ContainerStatus {
-        if slot.init {
-            &mut self.pod.init_containers[slot.index]
-        } else {
-            &mut self.pod.containers[slot.index]
-        }
+        let pod = &mut self.pod;
+        let list = match slot.role {
+            Role::Init => &mut pod.init_containers,
+            Role::Main => &mut pod.containers,
+            Role::Ephemeral => &mut pod.ephemeral_containers,
+        };
+        &mut list[slot.index]
     }
 
-    /// All containers, the init containers first.
+    /// All containers, the init containers first, the ephemeral ones last.
     pub(crate) fn slots(&self) -> Vec<Slot> {
-        let slots = |init, count| (0..count).map(move |index| Slot { init, index });
-        slots(true, self.pod.init_containers.len())
-            .chain(slots(false, self.pod.containers.len()))
+        let pod = &self.pod;
+        let slots = |role, list: &[_]| (0..list.len()).map(move |index| Slot { role, index });
+        slots(Role::Init, &pod.init_containers)
+            .chain(slots(Role::Main, &pod.containers))
+            .chain(slots(Role::Ephemeral, &pod.ephemeral_containers))
             .collect()
     }
 }
@@ -110,6 +127,7 @@ pub(crate) fn next(record: &PodRecord, ready: bool, now_ns: i64) -> Next {
             _ => Next::Sandbox,
         };
     }
+    let pod = &record.pod;
     let due = |slot: Slot| {
         let status = record.status(slot);
         match status.state {
@@ -117,18 +135,28 @@ pub(crate) fn next(record: &PodRecord, ready: bool, now_ns: i64) -> Next {
             _ => None,
         }
     };
-    let slot_of = |init| move |index| Slot { init, index };
-    // The first init container that is not done holds up everything behind it.
-    let inits = &record.pod.init_containers;
-    if let Some(index) = inits.iter().position(|status| !done_well(status)) {
-        let waits = Next::Wait(wake_time([&inits[index]]));
-        return due(slot_of(true)(index)).unwrap_or(waits);
+    let slot_of = |role| move |index| Slot { role, index };
+    // Ephemeral containers wait for nothing but their targets.
+    let ephemeral = || {
+        let all = pod.ephemeral_containers.iter().enumerate();
+        all.filter(|(_, status)| pod.target_runs(status))
+    };
+    let mut slots = ephemeral().map(|(index, _)| slot_of(Role::Ephemeral)(index));
+    if let Some(start) = slots.find_map(due) {
+        return start;
     }
-    let mains = &record.pod.containers;
+    let waiting = ephemeral().map(|(_, status)| status);
+    // The first init container that is not done holds up everything behind it.
+    let inits = &pod.init_containers;
+    if let Some(index) = inits.iter().position(|status| !done_well(status)) {
+        let waits = Next::Wait(wake_time(waiting.chain([&inits[index]])));
+        return due(slot_of(Role::Init)(index)).unwrap_or(waits);
+    }
+    let mains = &pod.containers;
     (0..mains.len())
-        .map(slot_of(false))
+        .map(slot_of(Role::Main))
         .find_map(due)
-        .unwrap_or_else(|| Next::Wait(wake_time(mains)))
+        .unwrap_or_else(|| Next::Wait(wake_time(waiting.chain(mains))))
 }
 
 /// When the first of these that wait may be started.
@@ -223,8 +251,9 @@ pub(crate) fn ended(status: &mut ContainerStatus, slot: Slot, rules: &Rules, end
         RestartPolicy::Never => false,
         RestartPolicy::OnFailure => ended.code != 0,
         // An init container that has done its work is not to be done again.
-        RestartPolicy::Always => !slot.init || ended.code != 0,
+        RestartPolicy::Always => slot.role == Role::Main || ended.code != 0,
     };
+    let again = again && slot.role != Role::Ephemeral;
     status.ended = status.instances;
     status.exit_code = ended.code;
     status.signal = ended.signal;
@@ -331,8 +360,8 @@ fn after(now_ns: i64, pause_ms: u64) -> i64 {
 /// is one cause, however many containers went with it.
 pub(crate) fn failure(pod: &Pod) -> (String, String) {
     let failed = || {
-        pod.all_containers()
-            .filter(|c| c.state == ContainerState::Terminated && c.exit_code != 0)
+        let counted = pod.init_containers.iter().chain(&pod.containers);
+        counted.filter(|c| c.state == ContainerState::Terminated && c.exit_code != 0)
     };
     if let Some(lost) = failed().find(|c| c.reason == VM_DIED) {
         return (VM_DIED.to_owned(), lost.message.clone());

@@ -27,6 +27,7 @@ pub(crate) fn pod(pod: &Pod) -> v1::Pod {
         engine: engine(pod.engine).into(),
         init_containers: pod.init_containers.iter().map(container).collect(),
         containers: pod.containers.iter().map(container).collect(),
+        ephemeral_containers: pod.ephemeral_containers.iter().map(container).collect(),
         vm: pod.vm.map(|vm| v1::VmInfo {
             vcpus: vm.vcpus,
             memory_mib: vm.memory_mib,
@@ -65,6 +66,7 @@ fn container(status: &ContainerStatus) -> v1::Container {
         signal: status.signal,
         started_at_ns: status.started_at_ns,
         finished_at_ns: status.finished_at_ns,
+        target: status.target.clone(),
     }
 }
 

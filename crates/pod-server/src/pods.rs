@@ -1,6 +1,7 @@
 //! PodService: delegates, nothing else.
 
 mod disk_usage;
+mod ephemeral;
 mod info;
 mod logs;
 mod objects;
@@ -14,12 +15,13 @@ use crate::{convert, status};
 use others::Others;
 use pod_api::v1::pod_service_server::PodService;
 use pod_api::v1::{
-    ApplyObjectsRequest, ApplyObjectsResponse, AttachRequest, DeleteObjectRequest,
-    DeleteObjectResponse, DiskUsageRequest, DiskUsageResponse, ExecRequest, GetPodRequest,
-    GetPodResponse, InfoRequest, InfoResponse, ListObjectsRequest, ListObjectsResponse,
-    ListPodsRequest, ListPodsResponse, LogsRequest, LogsResponse, PortForwardRequest,
-    PortForwardResponse, RemovePodRequest, RemovePodResponse, RunPodRequest, RunPodResponse,
-    SessionOutput, StopPodRequest, StopPodResponse, WatchPodRequest, WatchPodResponse,
+    AddEphemeralContainerRequest, AddEphemeralContainerResponse, ApplyObjectsRequest,
+    ApplyObjectsResponse, AttachRequest, DeleteObjectRequest, DeleteObjectResponse,
+    DiskUsageRequest, DiskUsageResponse, ExecRequest, GetPodRequest, GetPodResponse, InfoRequest,
+    InfoResponse, ListObjectsRequest, ListObjectsResponse, ListPodsRequest, ListPodsResponse,
+    LogsRequest, LogsResponse, PortForwardRequest, PortForwardResponse, RemovePodRequest,
+    RemovePodResponse, RunPodRequest, RunPodResponse, SessionOutput, StopPodRequest,
+    StopPodResponse, WatchPodRequest, WatchPodResponse,
 };
 use pod_engine::{EngineError, PodEngine};
 use sandbox::Sandboxes;
@@ -89,6 +91,16 @@ impl PodService for Pods {
     ) -> Result<Response<GetPodResponse>, Status> {
         let pod = self.pod(&request.into_inner().pod)?;
         Ok(Response::new(GetPodResponse { pod: Some(pod) }))
+    }
+
+    async fn add_ephemeral_container(
+        &self,
+        request: Request<AddEphemeralContainerRequest>,
+    ) -> Result<Response<AddEphemeralContainerResponse>, Status> {
+        let pod = ephemeral::add(self, request.into_inner()).await?;
+        Ok(Response::new(AddEphemeralContainerResponse {
+            pod: Some(pod),
+        }))
     }
 
     type WatchPodStream = Answers<WatchPodResponse>;

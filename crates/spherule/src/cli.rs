@@ -2,6 +2,7 @@
 
 mod client;
 mod copy;
+mod debug;
 mod images;
 mod info;
 mod inspect;
@@ -83,6 +84,8 @@ enum Command {
     Exec(session::ExecArgs),
     /// Be the terminal, or the input and output, of a running container
     Attach(session::AttachArgs),
+    /// Add a container to a running pod, to look into it
+    Debug(debug::Args),
     /// Copy files and directories into a container or out of it
     Cp(copy::Args),
     /// Listen on local ports that are a pod's
@@ -150,6 +153,7 @@ async fn ask(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Logs(args) => logs::run(daemon, args).await?,
         Command::Exec(args) => return session::exec(daemon, args).await,
         Command::Attach(args) => return session::attach(daemon, args).await,
+        Command::Debug(args) => return debug::run(daemon, args).await,
         Command::Cp(args) => return copy::run(daemon, args).await,
         Command::PortForward(args) => port_forward::run(daemon, args).await?,
         Command::Inspect(args) => inspect::run(daemon, args).await?,

@@ -55,6 +55,7 @@ pub(crate) fn new_record(
             engine,
             init_containers: statuses(&manifest.spec.init_containers),
             containers: statuses(&manifest.spec.containers),
+            ephemeral_containers: Vec::new(),
             vm: Some(Vm {
                 vcpus: size.vcpus,
                 memory_mib: size.memory_mib,

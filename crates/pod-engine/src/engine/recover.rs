@@ -4,7 +4,6 @@
 use super::pods::{Inner, state_error};
 use super::{Config, PodEngine, remove_dir};
 use crate::error::{EngineError, chain};
-use crate::manifest::{Manifest, NodeLimits};
 use crate::objects::Objects;
 use crate::{plan, pod_task, sizing};
 use image_store::ImageStore;
@@ -47,13 +46,8 @@ impl PodEngine {
         let inner = &self.inner;
         let records = inner.table.list().map_err(|e| state_error("(all)", &e))?;
         for (id, record) in records {
-            // It was accepted under the limits of its time.
-            let limits = NodeLimits {
-                memory_mib: u64::MAX,
-                network: true,
-            };
-            let manifest = match Manifest::parse(&record.pod.manifest, &limits) {
-                Ok((manifest, _)) => manifest,
+            let manifest = match record.manifest() {
+                Ok(manifest) => manifest,
                 Err(error) => {
                     tracing::error!(pod = id, %error, "the record of a pod cannot be read; it is left alone");
                     continue;

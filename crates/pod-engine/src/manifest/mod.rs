@@ -3,6 +3,7 @@
 
 mod downward;
 mod env;
+mod ephemeral;
 mod names;
 mod read;
 mod stream;
@@ -19,6 +20,7 @@ pub use types::*;
 pub use volumes::*;
 
 pub(crate) use downward::{Field, Place};
+pub(crate) use ephemeral::with_ephemeral;
 pub(crate) use validate::{Faults, metadata as check_metadata};
 
 use names::{is_dns_label, is_dns_subdomain};
@@ -125,6 +127,21 @@ impl Manifest {
             return Err(ManifestError::Fields(vec![FieldError::new("", message)]));
         }
         stream.pod.ok_or(ManifestError::NoPod)
+    }
+
+    /// Reads a pod that was accepted, under the limits of its time, and that
+    /// ephemeral containers may have been added to.
+    ///
+    /// # Errors
+    /// As [`Manifest::parse`].
+    pub(crate) fn accepted(tree: Value) -> Result<(Self, Value), ManifestError> {
+        let limits = NodeLimits {
+            memory_mib: u64::MAX,
+            network: true,
+        };
+        let mut errors = Vec::new();
+        let pod = stream::pod(tree, &limits, &mut errors);
+        pod.ok_or(ManifestError::Fields(errors))
     }
 }
 

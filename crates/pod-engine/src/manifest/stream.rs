@@ -1,6 +1,6 @@
 //! A stream of documents: at most one pod, and objects beside it.
 
-use super::{FieldError, Manifest, ManifestError, NodeLimits, read, typed, validate};
+use super::{FieldError, Manifest, ManifestError, NodeLimits, ephemeral, read, typed, validate};
 use crate::objects::{self, Kind, Object};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -38,6 +38,7 @@ impl Stream {
             match kind_of(&tree, &mut own) {
                 Some(Found::Pod) => {
                     pods += 1;
+                    ephemeral::refuse(&tree, &mut errors);
                     stream.pod = pod(tree, limits, &mut errors);
                 }
                 Some(Found::Object(kind)) => {
@@ -134,7 +135,8 @@ fn shown_name(kind: Kind, tree: &Value) -> String {
     format!("{} {name:?}", kind.name())
 }
 
-fn pod(
+/// Checks a pod; its faults are added to `errors`.
+pub(super) fn pod(
     tree: Value,
     limits: &NodeLimits,
     errors: &mut Vec<FieldError>,

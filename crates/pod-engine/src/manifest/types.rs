@@ -44,6 +44,8 @@ pub struct PodSpec {
     #[serde(default)]
     pub init_containers: Vec<Container>,
     #[serde(default)]
+    pub ephemeral_containers: Vec<Container>,
+    #[serde(default)]
     pub restart_policy: RestartPolicy,
     #[serde(default)]
     pub termination_grace_period_seconds: Option<i64>,
@@ -121,7 +123,7 @@ pub enum RestartPolicy {
     Never,
 }
 
-/// A container or init container.
+/// A container, init container or ephemeral container.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "fields are documented by Kubernetes")]
@@ -152,6 +154,15 @@ pub struct Container {
     pub volume_mounts: Vec<VolumeMount>,
     #[serde(default)]
     pub volume_devices: Vec<VolumeDevice>,
+    #[serde(default)]
+    pub stdin: bool,
+    #[serde(default)]
+    pub stdin_once: bool,
+    #[serde(default)]
+    pub tty: bool,
+    /// Of an ephemeral container only.
+    #[serde(default)]
+    pub target_container_name: String,
 }
 
 /// `volumeDevices`: a claim's volume of the mode Block.
@@ -294,12 +305,19 @@ pub enum RecursiveReadOnly {
 }
 
 impl Manifest {
-    /// All containers with the path of each, the init containers first.
+    /// All containers with the path of each, the init containers first, the
+    /// ephemeral ones last.
     pub(crate) fn all_containers(&self) -> impl Iterator<Item = (String, &Container)> {
-        let init = self.spec.init_containers.iter().enumerate();
-        let main = self.spec.containers.iter().enumerate();
-        init.map(|(i, c)| (format!("spec.initContainers[{i}]"), c))
-            .chain(main.map(|(i, c)| (format!("spec.containers[{i}]"), c)))
+        let spec = &self.spec;
+        let lists = [
+            ("initContainers", &spec.init_containers),
+            ("containers", &spec.containers),
+            ("ephemeralContainers", &spec.ephemeral_containers),
+        ];
+        lists.into_iter().flat_map(|(list, containers)| {
+            let numbered = containers.iter().enumerate();
+            numbered.map(move |(i, c)| (format!("spec.{list}[{i}]"), c))
+        })
     }
 
     /// Time its containers get to end, in milliseconds.

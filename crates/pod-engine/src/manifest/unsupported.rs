@@ -1,7 +1,7 @@
 //! Fields that are not honoured: refused by path, unless they say what is done
 //! anyway (an empty list, `hostNetwork: false`).
 
-use super::FieldError;
+use super::{FieldError, ephemeral};
 use serde_json::{Value, json};
 
 /// What to say of the field at `path` (of `tree`) that no type of ours knows;
@@ -11,7 +11,13 @@ pub(super) fn judge(tree: &Value, path: &[String]) -> Option<FieldError> {
     if is_nothing(value) || defaults(&pattern(path)).contains(value) {
         return None;
     }
-    Some(FieldError::new(shown(path), reason(&pattern(path), value)))
+    let reason = match path {
+        [_, list, _, field] if list == "ephemeralContainers" && ephemeral::is_barred(field) => {
+            ephemeral::BARRED.into()
+        }
+        _ => reason(&pattern(path), value),
+    };
+    Some(FieldError::new(shown(path), reason))
 }
 
 fn lookup<'a>(tree: &'a Value, path: &[String]) -> Option<&'a Value> {
@@ -50,13 +56,13 @@ fn shown(path: &[String]) -> String {
     text
 }
 
-/// The path with `*` for each index and `spec.containers` for both kinds.
+/// The path with `*` for each index and `spec.containers` for all kinds.
 fn pattern(path: &[String]) -> String {
     let parts: Vec<&str> = path
         .iter()
         .map(|part| match part.as_str() {
             index if index.bytes().all(|b| b.is_ascii_digit()) => "*",
-            "initContainers" => "containers",
+            "initContainers" | "ephemeralContainers" => "containers",
             other => other,
         })
         .collect();
@@ -84,9 +90,6 @@ fn defaults(pattern: &str) -> Vec<Value> {
         "spec.containers.*.securityContext.procMount" => vec![json!("Default")],
         "spec.containers.*.terminationMessagePath" => vec![json!("/dev/termination-log")],
         "spec.containers.*.terminationMessagePolicy" => vec![json!("File")],
-        "spec.containers.*.stdin" | "spec.containers.*.stdinOnce" | "spec.containers.*.tty" => {
-            vec![json!(false)]
-        }
         "spec.subdomain" | "spec.priorityClassName" => vec![json!("")],
         _ => Vec::new(),
     }

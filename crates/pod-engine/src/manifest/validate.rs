@@ -7,12 +7,12 @@ use super::names::{
 };
 use super::{
     Container, FieldError, Manifest, Metadata, NodeLimits, PodSpec, Quantity, Resources,
-    SecurityContext, USER_NAMESPACE_IDS, env, volumes,
+    SecurityContext, USER_NAMESPACE_IDS, env, ephemeral, volumes,
 };
 use crate::sizing::EPHEMERAL_STORAGE;
 use std::collections::BTreeSet;
 
-/// Most containers of a pod, init containers included.
+/// Most containers of a pod, init and ephemeral containers included.
 const MAX_CONTAINERS: usize = 256;
 /// Most bytes of all annotations.
 const MAX_ANNOTATIONS: usize = 256 << 10;
@@ -69,6 +69,7 @@ pub(super) fn check(manifest: &Manifest, limits: &NodeLimits, errors: &mut Vec<F
         container(&path, item, &manifest.spec, &mut faults);
         resources(&path, &item.resources, limits, &mut faults);
     }
+    ephemeral::check(&manifest.spec, &mut faults);
 }
 
 pub(crate) fn metadata(metadata: &Metadata, faults: &mut Faults<'_>) {
@@ -126,7 +127,12 @@ pub(crate) fn metadata(metadata: &Metadata, faults: &mut Faults<'_>) {
 
 fn pod(spec: &PodSpec, faults: &mut Faults<'_>) {
     faults.require(!spec.containers.is_empty(), "spec.containers", "required");
-    let count = spec.containers.len() + spec.init_containers.len();
+    let lists = [
+        &spec.containers,
+        &spec.init_containers,
+        &spec.ephemeral_containers,
+    ];
+    let count: usize = lists.into_iter().map(Vec::len).sum();
     faults.require(
         count <= MAX_CONTAINERS,
         "spec.containers",

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 const SECOND: i64 = 1_000_000_000;
 const CONTAINER: Slot = Slot {
-    init: false,
+    role: Role::Main,
     index: 0,
 };
 
@@ -31,6 +31,7 @@ fn record(inits: usize, mains: usize) -> PodRecord {
             engine: None,
             init_containers: statuses(inits, "i"),
             containers: statuses(mains, "c"),
+            ephemeral_containers: Vec::new(),
             vm: None,
             pod_ips: Vec::new(),
             stages: Vec::new(),
@@ -70,7 +71,10 @@ fn end(record: &mut PodRecord, slot: Slot, policy: RestartPolicy, code: i32, now
 #[test]
 fn sandbox_then_init_containers_in_order_then_all_containers() {
     let mut pod = record(2, 2);
-    let init = |index| Slot { init: true, index };
+    let init = |index| Slot {
+        role: Role::Init,
+        index,
+    };
     assert_eq!(next(&pod, false, 0), Next::Sandbox);
     for index in 0..2 {
         assert_eq!(next(&pod, true, 0), Next::Start(init(index)));
@@ -80,7 +84,10 @@ fn sandbox_then_init_containers_in_order_then_all_containers() {
         end(&mut pod, init(index), RestartPolicy::Always, 0, 2);
     }
     for index in 0..2 {
-        let slot = Slot { init: false, index };
+        let slot = Slot {
+            role: Role::Main,
+            index,
+        };
         assert_eq!(next(&pod, true, 0), Next::Start(slot));
         run(&mut pod, slot, 3);
     }
@@ -93,7 +100,10 @@ fn never_ends_the_pod_by_its_codes() {
     for (codes, phase) in [([0, 0], Phase::Succeeded), ([0, 3], Phase::Failed)] {
         let mut pod = record(0, 2);
         for (index, code) in codes.into_iter().enumerate() {
-            let slot = Slot { init: false, index };
+            let slot = Slot {
+                role: Role::Main,
+                index,
+            };
             run(&mut pod, slot, 1);
             end(&mut pod, slot, RestartPolicy::Never, code, 2);
         }
@@ -104,7 +114,7 @@ fn never_ends_the_pod_by_its_codes() {
 #[test]
 fn failed_init_container_ends_a_pod_that_never_restarts() {
     let slot = Slot {
-        init: true,
+        role: Role::Init,
         index: 0,
     };
     let mut pod = record(1, 1);
@@ -191,7 +201,7 @@ fn dead_vm_fails_a_pod_that_never_restarts_and_gives_others_a_new_one() {
 
     let mut pod = record(1, 1);
     let init = Slot {
-        init: true,
+        role: Role::Init,
         index: 0,
     };
     run(&mut pod, init, 1);
@@ -259,4 +269,48 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn ephemeral_containers_start_with_their_target_once_and_count_for_nothing() {
+    let looks = |index| Slot {
+        role: Role::Ephemeral,
+        index,
+    };
+    let init = Slot {
+        role: Role::Init,
+        index: 0,
+    };
+    let added = |target: &str| ContainerStatus {
+        target: target.to_owned(),
+        ..ContainerStatus::new(&format!("e-{target}"), "image")
+    };
+    let mut pod = record(1, 1);
+    pod.pod.ephemeral_containers = vec![added(""), added("i0"), added("c0")];
+    // Also while init containers are not done.
+    assert_eq!(next(&pod, true, 0), Next::Start(looks(0)));
+    run(&mut pod, looks(0), 1);
+    assert_eq!(next(&pod, true, 1), Next::Start(init));
+    run(&mut pod, init, 1);
+    assert_eq!(next(&pod, true, 1), Next::Start(looks(1)));
+    run(&mut pod, looks(1), 2);
+    end(&mut pod, looks(1), RestartPolicy::Always, 1, 3);
+    assert_eq!(
+        pod.status(looks(1)).state,
+        ContainerState::Terminated,
+        "never again"
+    );
+    end(&mut pod, init, RestartPolicy::Always, 0, 3);
+    run(&mut pod, CONTAINER, 4);
+    assert_eq!(phase(&pod), Phase::Running);
+    // One that has to wait is waited for, and holds up nobody.
+    let held = rules(RestartPolicy::Always);
+    held_up(pod.status_mut(looks(2)), &held, "reason", "message", 5);
+    assert_eq!(next(&pod, true, 5), Next::Wait(Some(5 + 10 * SECOND)));
+    end(&mut pod, CONTAINER, RestartPolicy::Never, 0, 6);
+    assert_eq!(next(&pod, true, 6), Next::Finish(Phase::Succeeded));
+    assert_eq!(failure(&pod.pod).1, "");
+    // A VM's end is theirs.
+    vm_died(&mut pod, &held, "gone", 7);
+    assert_eq!(pod.status(looks(0)).state, ContainerState::Terminated);
 }

@@ -166,6 +166,7 @@ impl Others {
             containers: newest
                 .filter_map(|mut attempts| Some(container(&attempts.pop()?)))
                 .collect(),
+            ephemeral_containers: Vec::new(),
             vm: Some(v1::VmInfo {
                 vcpus: spec.vcpus,
                 memory_mib: spec.memory_mib,
@@ -219,6 +220,7 @@ fn container(of: &Container) -> v1::Container {
         signal: exit.signal,
         started_at_ns: of.started_at_ns,
         finished_at_ns: exit.finished_at_ns,
+        target: String::new(),
     }
 }
 

@@ -19,14 +19,13 @@ impl Pods {
     /// Id of a container of a pod: of its first where none is named.
     pub(super) fn container(&self, pod: &str, name: &str) -> Result<String, Status> {
         let pod = self.pod(pod)?;
-        let mut all = pod.containers.iter().chain(&pod.init_containers);
+        let mut all = containers(&pod);
         let found = match name {
             "" => all.next(),
             name => all.find(|container| container.name == name),
         };
         let Some(container) = found else {
-            let names = pod.containers.iter().chain(&pod.init_containers);
-            let known: Vec<_> = names.map(|container| container.name.as_str()).collect();
+            let known: Vec<_> = containers(&pod).map(|c| c.name.as_str()).collect();
             return Err(Status::not_found(format!(
                 "pod {} has no container {name:?}; it has: {}",
                 pod.name,
@@ -49,8 +48,7 @@ impl Pods {
         if self.sandboxes.sandbox(&pod.id).is_ok() {
             return Ok(pod.id);
         }
-        let containers = pod.containers.iter().chain(&pod.init_containers);
-        let mut made = containers.filter_map(|c| self.sandboxes.container(&c.id).ok());
+        let mut made = containers(&pod).filter_map(|c| self.sandboxes.container(&c.id).ok());
         let none = || {
             Status::failed_precondition(format!(
                 "pod {} has no virtual machine: it has not started yet, or has ended",
@@ -60,4 +58,11 @@ impl Pods {
         let found = made.next().map(|container| container.sandbox_id);
         found.ok_or_else(none)
     }
+}
+
+/// All containers; the first one is the pod's first.
+fn containers(pod: &v1::Pod) -> impl Iterator<Item = &v1::Container> {
+    let main = pod.containers.iter();
+    main.chain(&pod.init_containers)
+        .chain(&pod.ephemeral_containers)
 }

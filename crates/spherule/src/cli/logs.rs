@@ -70,7 +70,13 @@ pub(crate) async fn run(mut daemon: Daemon, args: Args) -> anyhow::Result<()> {
         .pod
         .unwrap_or_default();
     let shown = match args.container.len() {
-        0 => pod.init_containers.len() + pod.containers.len(),
+        0 => [
+            pod.init_containers,
+            pod.containers,
+            pod.ephemeral_containers,
+        ]
+        .concat()
+        .len(),
         n => n,
     };
     // The daemon's clock is ours.

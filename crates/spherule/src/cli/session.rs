@@ -81,21 +81,7 @@ pub(crate) async fn attach(mut daemon: Daemon, args: AttachArgs) -> anyhow::Resu
         stdin: args.stdin,
         terminal: args.tty,
     };
-    let (input, inputs) = mpsc::channel(BACKLOG);
-    let start = attach_request::Kind::Start(start);
-    let inputs = ReceiverStream::new(inputs).map(attach_request::Kind::Input);
-    let requests = tokio_stream::once(start).chain(inputs);
-    let requests = requests.map(|kind| AttachRequest { kind: Some(kind) });
-    let output = daemon.pods.attach(requests).await.map_err(refused)?;
-    let streams = Streams {
-        input,
-        output: output.into_inner(),
-    };
-    if args.tty
-        && let Some(size) = terminal::size()
-    {
-        say(&streams.input, In::Resize(size)).await;
-    }
+    let streams = Streams::attach(&mut daemon, start).await?;
     streams.serve(args.stdin, args.tty, true).await
 }
 
@@ -119,7 +105,30 @@ impl Streams {
         Ok(Self { input, output })
     }
 
-    async fn serve(self, stdin: bool, terminal: bool, may_leave: bool) -> anyhow::Result<ExitCode> {
+    /// Of a container's own streams, its terminal of our size.
+    pub(super) async fn attach(daemon: &mut Daemon, start: AttachStart) -> anyhow::Result<Self> {
+        let is_terminal = start.terminal;
+        let (input, inputs) = mpsc::channel(BACKLOG);
+        let start = attach_request::Kind::Start(start);
+        let inputs = ReceiverStream::new(inputs).map(attach_request::Kind::Input);
+        let requests = tokio_stream::once(start).chain(inputs);
+        let requests = requests.map(|kind| AttachRequest { kind: Some(kind) });
+        let output = daemon.pods.attach(requests).await.map_err(refused)?;
+        let output = output.into_inner();
+        if is_terminal && let Some(size) = terminal::size() {
+            say(&input, In::Resize(size)).await;
+        }
+        Ok(Self { input, output })
+    }
+
+    /// Is the session's other end until it is over; `may_leave`: also until the keys
+    /// that detach are typed.
+    pub(super) async fn serve(
+        self,
+        stdin: bool,
+        terminal: bool,
+        may_leave: bool,
+    ) -> anyhow::Result<ExitCode> {
         // Before the terminal is changed, so that nothing ends us in between.
         let signals = terminal.then(Signals::catch).transpose()?;
         let raw = if stdin && terminal {
