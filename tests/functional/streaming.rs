@@ -444,7 +444,12 @@ fn nobody_reads() -> anyhow::Result<()> {
     stalls.say(0, b"go\n")?;
     let start = Instant::now();
     // Others of its streams go on meanwhile.
-    while !pod.output("ps -o args")?.contains("sleep 600") {
+    let sleeps = || -> anyhow::Result<bool> {
+        // A whole line: the shell has the words in its own.
+        let all = pod.output("ps -o args")?;
+        Ok(all.lines().any(|line| line.trim() == "sleep 600"))
+    };
+    while !sleeps()? {
         ensure!(
             start.elapsed() < Duration::from_secs(1800),
             "it still prints"
