@@ -4,6 +4,7 @@
 //! else: the stages are those that the daemon records for every pod.
 
 mod cri;
+mod many_files;
 mod memory;
 mod network;
 mod report;
@@ -47,6 +48,9 @@ struct Args {
     /// Where the report goes
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
+    /// What is measured with many files: works in that directory and says how long
+    #[arg(long, hide = true)]
+    many_files: Option<PathBuf>,
 }
 
 /// What is measured by itself: where one fails the others are still reported.
@@ -73,6 +77,9 @@ const ON_ONE_DAEMON: [Part; 3] = [Part::Start, Part::Cri, Part::Streams];
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    if let Some(directory) = &args.many_files {
+        return many_files::work(directory);
+    }
     ensure!(args.runs > 0, "--runs: at least one");
     let begin = Instant::now();
     let mut report = report::Report::new(args.runs, args.kernel_instructions);

@@ -6,13 +6,14 @@
 //! the guest). Rows named "direct" go around it.
 
 use crate::report::{Collected, Section};
-use crate::start;
+use crate::{many_files, start};
 use anyhow::{Context, ensure};
 use cri_api::v1;
 use serde_json::{Value, json};
 use spherule_tests::cri::{Cri, container_config, sandbox_config};
 use spherule_tests::manifest::{container, documents, pod};
 use spherule_tests::{Daemon, DaemonOptions};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,7 +21,7 @@ use std::time::Instant;
 use test_images::{Compression, Layer, busybox_image, noise};
 
 /// fio's program.
-pub(crate) const FIO: &str = "/usr/bin/fio";
+const FIO: &str = "/usr/bin/fio";
 const IMAGE: &str = "localhost/fio:1";
 /// Bytes of the file that is worked on.
 const FILE_SIZE: usize = 32 << 20;
@@ -28,8 +29,8 @@ const FILE_SIZE: usize = 32 << 20;
 const BLOCK_SIZE: u64 = 1 << 30;
 /// Seconds of each run of fio.
 const SECONDS: &str = "2";
-/// Files that are made, looked at and removed.
-const FILES: &str = "10000";
+/// Where the image has this program.
+const THIS: &str = "/bin/bench";
 /// Mounts of the container that has many.
 const MOUNTS: usize = 20;
 
@@ -45,12 +46,6 @@ const WORK: &[(&str, &[&str])] = &[
         "sequential writes of 512 bytes",
         &["--rw=write", "--bs=512"],
     ),
-];
-/// The same for files as a whole.
-const METADATA: &[(&str, &str)] = &[
-    ("create", "filecreate"),
-    ("stat", "filestat"),
-    ("unlink", "filedelete"),
 ];
 /// Kinds of mounts, and where the container has them.
 const MOUNTED: &[(&str, &str)] = &[
@@ -94,40 +89,33 @@ pub(crate) fn on_files(engine: &str) -> anyhow::Result<Vec<Section>> {
 
     let mut host_rates = Collected::default();
     let mut shares: Vec<Collected> = MOUNTED.iter().map(|_| Collected::default()).collect();
-    let mut row = |name: &str, words: &[&str]| {
-        eprintln!("files: {name}");
-        let host_rate = rate(&on_host(&arguments(words, &own))?)?;
-        host_rates.add(name, host_rate);
-        for ((_, directory), share) in MOUNTED.iter().zip(&mut shares) {
-            let rate = rate(&in_pod(
-                &daemon,
-                &id,
-                &arguments(words, Path::new(directory)),
-            )?)?;
-            share.add(name, rate / host_rate * 100.0);
-        }
-        anyhow::Ok(())
+    let in_pod = |command: &[String]| {
+        let words = command.iter().map(String::as_str);
+        daemon
+            .cli(["exec", &id, "--"].into_iter().chain(words))?
+            .ok()
     };
     for (name, words) in WORK {
-        let file = [
-            "--filename=file",
-            "--bs=4k",
-            "--time_based",
-            "--runtime",
-            SECONDS,
-        ];
-        row(name, &[&file[..], words].concat())?;
+        eprintln!("files: {name}");
+        let host_rate = rate(&on_host(&fio(words, &own))?)?;
+        host_rates.add(name, host_rate);
+        for ((_, directory), share) in MOUNTED.iter().zip(&mut shares) {
+            let rate = rate(&in_pod(&fio(words, Path::new(directory)))?)?;
+            share.add(name, rate / host_rate * 100.0);
+        }
     }
-    for (name, engine) in METADATA {
-        let engine = format!("--ioengine={engine}");
-        let words = [
-            engine.as_str(),
-            "--nrfiles",
-            FILES,
-            "--filesize=4k",
-            "--openfiles=1",
-        ];
-        row(&format!("{name} of {FILES} files"), &words)?;
+    eprintln!("files: many");
+    let this = std::env::current_exe()?.display().to_string();
+    let of_host = many_files::rates(&on_host(&many_files::command(&this, &own))?)?;
+    for (name, rate) in &of_host {
+        host_rates.add(name, *rate);
+    }
+    for ((_, directory), share) in MOUNTED.iter().zip(&mut shares) {
+        let command = many_files::command(THIS, Path::new(directory));
+        let rates = many_files::rates(&in_pod(&command)?)?;
+        for ((name, rate), (_, of_host)) in rates.iter().zip(&of_host) {
+            share.add(name, rate / of_host * 100.0);
+        }
     }
     daemon.cli(["rm", "--force", &id])?.ok()?;
     let mut sections = vec![host_rates.section("files on the host: operations a second")];
@@ -152,14 +140,18 @@ fn block_volume(host: &Path) -> anyhow::Result<String> {
     ]))
 }
 
-/// The image: fio with its libraries, and a file to read.
+/// The image: fio and this program with their libraries, and a file to read.
 fn import_fio(daemon: &Daemon) -> anyhow::Result<()> {
     let mut layer = Layer::default().dir("data", 0o755)?;
     layer = layer.file("data/file", 0o644, &noise(1, FILE_SIZE))?;
-    for path in files_of_fio()? {
+    let this = std::env::current_exe()?;
+    let mut files = libraries(Path::new(FIO))?;
+    files.extend(libraries(&this)?);
+    files.extend([(FIO.into(), FIO.into()), (THIS.into(), this)]);
+    for (place, path) in files {
         let content = fs::read(&path).with_context(|| path.display().to_string())?;
-        let name = path.strip_prefix("/")?.display().to_string();
-        layer = layer.file(&name, 0o755, &content)?;
+        let place = place.strip_prefix("/")?.display().to_string();
+        layer = layer.file(&place, 0o755, &content)?;
     }
     let image = busybox_image(IMAGE)?.layer(layer.into_bytes()?, Compression::None);
     let archive = daemon.dir().join("fio.tar");
@@ -170,65 +162,57 @@ fn import_fio(daemon: &Daemon) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The program and its libraries, where the loader looks for them.
-fn files_of_fio() -> anyhow::Result<Vec<PathBuf>> {
-    let listed = Command::new("ldd").arg(FIO).output()?;
-    ensure!(listed.status.success(), "ldd {FIO} failed");
+/// A program's libraries, by where the loader looks for them.
+fn libraries(program: &Path) -> anyhow::Result<BTreeMap<PathBuf, PathBuf>> {
+    let listed = Command::new("ldd").arg(program).output()?;
+    ensure!(listed.status.success(), "ldd {} failed", program.display());
     let listed = String::from_utf8(listed.stdout)?;
     let words = listed.split_ascii_whitespace();
-    let mut files: Vec<PathBuf> = words
+    let paths = words
         .filter(|word| word.starts_with('/'))
-        .map(PathBuf::from)
-        .collect();
-    files.push(FIO.into());
-    files.sort();
-    files.dedup();
-    Ok(files)
+        .map(PathBuf::from);
+    Ok(paths.map(|path| (path.clone(), path)).collect())
 }
 
-fn arguments(words: &[&str], directory: &Path) -> Vec<String> {
-    let mut arguments: Vec<String> = [
+fn fio(words: &[&str], directory: &Path) -> Vec<String> {
+    let mut command: Vec<String> = [
+        FIO,
         "--name=bench",
         "--output-format=json",
         "--ioengine=psync",
         "--fallocate=none",
         "--thread",
+        "--filename=file",
+        "--bs=4k",
+        "--time_based",
+        "--runtime",
+        SECONDS,
     ]
     .map(str::to_owned)
     .to_vec();
-    arguments.push(format!("--size={FILE_SIZE}"));
-    arguments.push(format!("--directory={}", directory.display()));
-    arguments.extend(words.iter().map(|word| (*word).to_owned()));
-    arguments
+    command.push(format!("--size={FILE_SIZE}"));
+    command.push(format!("--directory={}", directory.display()));
+    command.extend(words.iter().map(|word| (*word).to_owned()));
+    command
 }
 
-fn on_host(arguments: &[String]) -> anyhow::Result<Value> {
-    let done = Command::new(FIO).args(arguments).output()?;
+/// What a command says on the host.
+fn on_host(command: &[String]) -> anyhow::Result<String> {
+    let done = Command::new(&command[0]).args(&command[1..]).output()?;
     ensure!(
         done.status.success(),
-        "fio on the host: {}",
+        "{command:?} on the host: {}",
         String::from_utf8_lossy(&done.stderr)
     );
-    parse(&String::from_utf8(done.stdout)?)
+    Ok(String::from_utf8(done.stdout)?)
 }
 
-fn in_pod(daemon: &Daemon, pod: &str, arguments: &[String]) -> anyhow::Result<Value> {
-    let mut command = vec!["exec", pod, "--", FIO];
-    command.extend(arguments.iter().map(String::as_str));
-    parse(&daemon.cli(command)?.ok()?)
-}
-
-/// Its report; notes come before it.
-fn parse(output: &str) -> anyhow::Result<Value> {
+/// Operations a second, as fio reports them; notes come before its report.
+fn rate(output: &str) -> anyhow::Result<f64> {
     let start = output.find('{').context("fio said no JSON")?;
     let report: Value = serde_json::from_str(&output[start..])?;
-    let job = report["jobs"][0].clone();
+    let job = &report["jobs"][0];
     ensure!(job["error"] == 0, "fio failed: {job:#}");
-    Ok(job)
-}
-
-/// Operations a second.
-fn rate(job: &Value) -> anyhow::Result<f64> {
     let rates = ["read", "write"].map(|way| job[way]["iops"].as_f64().unwrap_or_default());
     let rate = rates[0] + rates[1];
     ensure!(rate > 0.0, "fio did nothing: {job:#}");
