@@ -3,7 +3,7 @@
 //! network adds to a pod's start.
 
 use crate::report::{Collected, Section};
-use crate::start;
+use crate::{AGENT_TIMEOUT, start};
 use anyhow::{Context, ensure};
 use spherule_tests::manifest::{container, pod};
 use spherule_tests::{Daemon, DaemonOptions, Host, PEER_IMAGE, import_peer};
@@ -150,8 +150,7 @@ fn daemon(engine: &str, host: Option<&Arc<Host>>) -> anyhow::Result<Daemon> {
     Daemon::with(DaemonOptions {
         engine: engine.into(),
         host: host.map(Arc::clone),
-        // A KVM that emulates needs more than the default's two minutes.
-        args: vec!["--agent-timeout".into(), "500s".into()],
+        args: AGENT_TIMEOUT.map(str::to_owned).to_vec(),
         ..DaemonOptions::default()
     })
 }

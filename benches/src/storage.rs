@@ -182,7 +182,6 @@ fn fio(words: &[&str], directory: &Path) -> Vec<String> {
         "--ioengine=psync",
         "--fallocate=none",
         "--thread",
-        "--filename=file",
         "--bs=4k",
         "--time_based",
         "--runtime",
@@ -191,7 +190,9 @@ fn fio(words: &[&str], directory: &Path) -> Vec<String> {
     .map(str::to_owned)
     .to_vec();
     command.push(format!("--size={FILE_SIZE}"));
+    // Holds for what is named after it.
     command.push(format!("--directory={}", directory.display()));
+    command.push("--filename=file".to_owned());
     command.extend(words.iter().map(|word| (*word).to_owned()));
     command
 }
