@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("memory_limit_ends_as_oom_killed", oom),
     ("cpu_limit_is_in_the_cgroup", cpu_limit),
     ("missing_command_is_named", missing_command),
+    ("clock_counts_no_timer_interrupts", clock),
     ("no_new_privileges_is_set_on_request", no_new_privileges),
 ];
 
@@ -155,6 +156,17 @@ fn cpu_limit() -> anyhow::Result<()> {
     let extra = json!({"resources": {"limits": {"cpu": "500m"}, "requests": {"cpu": "250m"}}});
     let out = output("cpu-limit", "cat /sys/fs/cgroup/cpu.max", extra)?;
     ensure!(out == "50000 100000\n", "{out}");
+    Ok(())
+}
+
+/// A guest that tells the time by its timer loses what a busy host interrupts late.
+fn clock() -> anyhow::Result<()> {
+    let script = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let source = output("clock", script, json!({}))?;
+    ensure!(
+        ["tsc\n", "kvm-clock\n"].contains(&source.as_str()),
+        "{source}"
+    );
     Ok(())
 }
 

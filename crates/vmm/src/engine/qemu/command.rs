@@ -102,6 +102,8 @@ pub(super) struct Descriptors {
 pub(super) struct Size<'a> {
     pub(super) vcpus: u32,
     pub(super) memory_mib: u64,
+    /// Frequency of the guest's time stamp counter, where it is known.
+    pub(super) tsc_khz: Option<u64>,
     pub(super) extra_cmdline: &'a str,
 }
 
@@ -112,8 +114,11 @@ pub(super) fn build(program: &Path, size: &Size<'_>, fds: &Descriptors) -> Comma
     command.env_clear();
     let memory = size.memory_mib;
     let mut cmdline = CMDLINE.to_owned();
+    // Writing to a string cannot fail.
+    if let Some(khz) = size.tsc_khz {
+        let _ = write!(cmdline, " tsc_early_khz={khz}");
+    }
     if !size.extra_cmdline.is_empty() {
-        // Writing to a string cannot fail.
         let _ = write!(cmdline, " {}", size.extra_cmdline);
     }
     command
@@ -205,6 +210,7 @@ mod tests {
         let size = Size {
             vcpus: 2,
             memory_mib: 256,
+            tsc_khz: Some(2_500_000),
             extra_cmdline,
         };
         let fds = Descriptors {
@@ -245,7 +251,7 @@ mod tests {
     fn extra_command_line_is_one_argument_after_the_engine_s_own() {
         let args = args("quiet -device evil");
         let at = args.iter().position(|arg| arg == "-append").unwrap();
-        assert!(args[at + 1].ends_with(" quiet -device evil"));
+        assert!(args[at + 1].ends_with(" tsc_early_khz=2500000 quiet -device evil"));
         assert!(args[at + 1].starts_with(CMDLINE));
     }
 

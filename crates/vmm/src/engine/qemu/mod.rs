@@ -14,6 +14,7 @@ mod probe;
 mod qmp;
 mod relay;
 mod ring;
+mod tsc;
 mod vhost_user;
 
 pub(crate) use probe::probe;
@@ -97,6 +98,7 @@ fn start(machine: Machine) -> Result<QemuVm, QemuError> {
     let size = Size {
         vcpus: machine.vcpus,
         memory_mib: machine.memory_mib,
+        tsc_khz: tsc::khz(),
         extra_cmdline: &machine.extra_cmdline,
     };
     let command = command::build(&program, &size, &descriptors);
