@@ -3,9 +3,10 @@
 //!
 //! One file a call: validate, convert, one call into the domain, convert back.
 //! `service` delegates, traces and maps errors; status codes are made in `error`
-//! only. What was made through this server is known by its record
-//! ([`sandbox::SandboxSpec::caller_data`]): other sandboxes of the node do not
-//! exist for its clients, so that no kubelet ends what it did not start.
+//! only, but for that of a caller's own deadline (`deadline`). What was made through
+//! this server is known by its record ([`sandbox::SandboxSpec::caller_data`]): other
+//! sandboxes of the node do not exist for its clients, so that no kubelet ends what it
+//! did not start.
 
 mod capabilities;
 mod clock;
@@ -24,6 +25,7 @@ mod container_stop;
 mod container_stream;
 mod container_update_resources;
 mod convert;
+mod deadline;
 mod dns;
 mod error;
 mod events;
@@ -72,6 +74,7 @@ mod streaming;
 mod version;
 
 pub use config::Config;
+pub use deadline::{Bounded, Deadlines};
 pub use error::CriError;
 pub use image_service::ImageServer;
 pub use service::RuntimeServer;

@@ -3,7 +3,7 @@
 use super::{Args, engine::Engines};
 use cri_api::v1::image_service_server::ImageServiceServer;
 use cri_api::v1::runtime_service_server::RuntimeServiceServer;
-use cri_server::{Config, ImageServer, RuntimeServer};
+use cri_server::{Config, Deadlines, ImageServer, RuntimeServer};
 use image_store::ImageStore;
 use sandbox::Sandboxes;
 use serde_json::json;
@@ -11,6 +11,7 @@ use state_store::StateStore;
 use std::path::Path;
 use streaming_server::StreamUrls;
 use tonic::transport::server::Router;
+use tower::layer::util::{Identity, Stack};
 
 /// Largest message that a client may send: a pod's configuration is far smaller.
 const MAX_REQUEST: usize = 16 << 20;
@@ -22,11 +23,12 @@ pub(crate) fn services(
     state: &StateStore,
     streams: StreamUrls,
     config: Config,
-) -> Router {
+) -> Router<Stack<Deadlines, Identity>> {
     let pods_dir = sandboxes.config().root.join("pods");
     let image_server = ImageServer::new(images.clone(), config.clone(), pods_dir);
     let runtime = RuntimeServer::new(sandboxes.clone(), images.clone(), state, streams, config);
     tonic::transport::Server::builder()
+        .layer(Deadlines)
         .add_service(RuntimeServiceServer::new(runtime).max_decoding_message_size(MAX_REQUEST))
         .add_service(ImageServiceServer::new(image_server).max_decoding_message_size(MAX_REQUEST))
 }
