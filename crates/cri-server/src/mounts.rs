@@ -59,12 +59,8 @@ fn one(index: usize, mount: &Mount, users: Option<UserNamespace>) -> Result<Moun
     let propagation = propagation(index, mount)?;
     check_recursive(index, mount, propagation)?;
     let Some(name) = image_name(mount) else {
-        if !mount.image_sub_path.is_empty() {
-            return Err(CriError::invalid(
-                field(index, "image_sub_path"),
-                "needs an image",
-            ));
-        }
+        // A kubelet gives `image_sub_path` with each mount that has a subPath, though it
+        // is in the host's path by then; the contract reads it where there is an image.
         absolute(&field(index, "host_path"), &mount.host_path)?;
         return Ok(MountSpec {
             source: MountSource::Host(HostMount {
@@ -287,6 +283,21 @@ mod tests {
     }
 
     #[test]
+    fn regression_sub_path_of_a_host_mount_is_in_its_path_already() {
+        let mount = Mount {
+            host_path: "/pods/1/volume-subpaths/v/c/0".into(),
+            image_sub_path: "a/b".into(),
+            ..host()
+        };
+        let got = convert(std::slice::from_ref(&mount), None).unwrap();
+        let MountSource::Host(source) = &got[0].source else {
+            panic!("{got:?}");
+        };
+        assert_eq!(source.path, PathBuf::from(mount.host_path));
+        assert_eq!(got[0].sub_path, "");
+    }
+
+    #[test]
     fn impossible_mounts_are_refused_by_field() {
         let named = |mount: Mount, name: &str| {
             let error = refused(mount);
@@ -305,7 +316,6 @@ mod tests {
         );
         named(bad(|m| m.host_path = String::new()), "host_path");
         named(bad(|m| m.image = image("x")), "host_path");
-        named(bad(|m| m.image_sub_path = "x".into()), "image_sub_path");
         named(bad(|m| m.propagation = 2), "propagation");
         named(bad(|m| m.propagation = 7), "propagation");
         named(
