@@ -8,6 +8,7 @@ use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = &[
     ("container_goes_through_its_states_and_logs", life),
+    ("container_that_cannot_start_says_why", never_started),
     ("lists_select_by_id_state_and_labels", filters),
     (
         "stops_and_removals_repeat_and_names_are_reserved",
@@ -104,6 +105,23 @@ fn life() -> anyhow::Result<()> {
     )?;
     pod.cri.remove_pod(&pod.id)?;
     refused(pod.cri.sandbox(&pod.id), Code::NotFound, &[&pod.id])
+}
+
+fn never_started() -> anyhow::Result<()> {
+    let pod = Pod::new("cri-never")?;
+    let mut config = container_config("c", "");
+    config.command = vec!["/no/such".into()];
+    let id = pod.cri.create(&pod.id, config, &pod.config)?;
+    refused(pod.cri.start(&id), Code::InvalidArgument, &["/no/such"])?;
+    // A kubelet that asks later learns no less.
+    let ended = pod.cri.ended(&id)?;
+    ensure!(
+        (ended.exit_code, ended.reason.as_str()) == (128, "StartError"),
+        "{ended:?}"
+    );
+    ensure!(ended.message.contains("/no/such"), "{ended:?}");
+    ensure!(!ended.message.contains("log"), "{ended:?}");
+    Ok(())
 }
 
 /// What a request names is hidden or read-only, whatever it is and whoever looks.

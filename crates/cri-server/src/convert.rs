@@ -92,7 +92,8 @@ fn image_spec(container: &CriContainer) -> v1::ImageSpec {
 
 /// How a container ended, in the kubelet's words: reason and message.
 fn ending(exit: &Exit) -> (&'static str, String) {
-    let mut message = exit.lost.clone().unwrap_or_default();
+    let cause = exit.start_error.as_ref().or(exit.lost.as_ref());
+    let mut message = cause.cloned().unwrap_or_default();
     if let Some(log_error) = &exit.log_error {
         if !message.is_empty() {
             message.push_str("; ");
@@ -104,6 +105,10 @@ fn ending(exit: &Exit) -> (&'static str, String) {
         Exit {
             oom_killed: true, ..
         } => "OOMKilled",
+        Exit {
+            start_error: Some(_),
+            ..
+        } => "StartError",
         Exit { lost: Some(_), .. } => "SandboxLost",
         Exit { code: 0, .. } => "Completed",
         _ => "Error",
@@ -175,6 +180,11 @@ mod tests {
             }),
             "OOMKilled"
         );
+        let never = Exit {
+            start_error: Some("no such file".into()),
+            ..code(128)
+        };
+        assert_eq!(ending(&never), ("StartError", "no such file".to_owned()));
         let lost = Exit {
             lost: Some("the VM ended".into()),
             log_error: Some("disk full".into()),

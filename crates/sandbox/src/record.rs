@@ -59,6 +59,8 @@ pub struct Exit {
     pub oom_killed: bool,
     /// Set where it did not end by itself: what happened to it.
     pub lost: Option<String>,
+    /// It was never started: why.
+    pub start_error: Option<String>,
     /// Its log is incomplete: why.
     pub log_error: Option<String>,
     /// Nanoseconds since the epoch.
@@ -276,6 +278,9 @@ pub struct Container {
     pub created_at_ns: i64,
     /// 0 before its start.
     pub started_at_ns: i64,
+    /// Why its last start failed.
+    #[serde(default)]
+    pub start_error: Option<String>,
     /// How it ended.
     pub exit: Option<Exit>,
     /// The steps of its start.

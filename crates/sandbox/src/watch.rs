@@ -149,7 +149,9 @@ async fn reconcile(
                         if created {
                             c.state = ContainerState::Running;
                             c.pid = pid;
-                            c.started_at_ns = crate::clock::nanos(started);
+                            // It was while nobody looked: the guest's clock has to do.
+                            c.started_at_ns = crate::clock::nanos(started).max(c.created_at_ns);
+                            c.start_error = None;
                         }
                         created
                     })
@@ -200,7 +202,8 @@ fn spawn_ended(
         let mut exit = exit;
         // Not before the start is recorded.
         drop(container.starting.lock().await);
-        if container.state() != ContainerState::Exited {
+        exit.start_error = container.record.read(|c| c.start_error.clone());
+        if exit.start_error.is_none() && container.state() != ContainerState::Exited {
             exit.log_error = drain(&inner, &live, &container.id).await;
         }
         ended(&inner, &entry, &container, exit).await;
@@ -259,6 +262,7 @@ fn from_guest(exit: &guest::ExitStatus) -> Exit {
         signal: exit.signal,
         oom_killed: exit.oom_killed,
         lost: None,
+        start_error: None,
         log_error: None,
         // The guest's clock is its own: a time of the host's is true.
         finished_at_ns: now_ns(),

@@ -49,6 +49,7 @@ pub(crate) async fn create(
         pid: 0,
         created_at_ns: now_ns(),
         started_at_ns: 0,
+        start_error: None,
         exit: None,
         stages: Vec::new(),
         steps: Vec::new(),

@@ -2,8 +2,8 @@
 //! is lost however soon it ends.
 
 use crate::Inner;
-use crate::clock::{Stopwatch, nanos};
-use crate::error::SandboxError;
+use crate::clock::{Stopwatch, now_ns};
+use crate::error::{SandboxError, chain};
 use crate::record::{ContainerState, Step, stages};
 use crate::registry::{ContainerEntry, Entry};
 use crate::vmm::open_log;
@@ -42,12 +42,16 @@ pub(crate) async fn start(
     let answer = match live.call(what, call, &inner.config.timeouts).await {
         Ok(response::Result::StartContainer(answer)) => answer,
         other => {
+            let error = other.err().unwrap_or_else(|| live.wrong_answer(what));
             // May be started again, with a log of its own.
             let _ = live.vmm.detach_log(&item.id).await;
             item.record
-                .update(|c| c.steps.retain(|s| *s != Step::Log))
+                .update(|c| {
+                    c.steps.retain(|s| *s != Step::Log);
+                    c.start_error = Some(chain(&error));
+                })
                 .await?;
-            return Err(other.err().unwrap_or_else(|| live.wrong_answer(what)));
+            return Err(error);
         }
     };
     let started = item
@@ -56,10 +60,8 @@ pub(crate) async fn start(
             c.stages.push(attached);
             c.stages.push(clock.stage(stages::START));
             c.pid = answer.pid;
-            c.started_at_ns = match nanos(answer.started_at_ns) {
-                0 => crate::clock::now_ns(),
-                time => time,
-            };
+            c.started_at_ns = now_ns();
+            c.start_error = None;
             // The VM may have ended meanwhile.
             if c.state == ContainerState::Created {
                 c.state = ContainerState::Running;
