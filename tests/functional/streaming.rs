@@ -332,6 +332,9 @@ fn ephemeral() -> anyhow::Result<()> {
         log.lines().any(|line| line.contains(" 1 sleep 86421")),
         "{log}"
     );
+    // Our own command leaves the pod to the client that made it.
+    let ours = shared::daemon()?.cli(["debug", &pod.sandbox, "--", "true"])?;
+    ours.refused(&["CRI client"])?;
     // It goes, its target stays.
     pod.cri.remove(&debugger)?;
     ensure!(pod.output("ps -o args")?.contains("sleep 86421"));
