@@ -246,11 +246,14 @@ fn waits() -> anyhow::Result<()> {
     daemon.wait_for("waits", "held up", |pod| {
         pod["containers"][0]["reason"] == "CrashLoopBackOff"
     })?;
-    let debug = [
-        "debug", "--target", "c", "waits", "--", "ps", "-o", "pid,args",
-    ];
-    let said = daemon.cli(debug)?.ok()?;
-    ensure!(said.contains("1 sleep 86421"), "{said}");
+    // The target is there before it has become what it will be.
+    let look = "for n in $(seq 600); do
+            ps -o pid,args | grep '^ *1 sleep 86421$' && exit
+            sleep 0.1
+        done
+        ps -o pid,args; exit 1";
+    let debug = ["debug", "--target", "c", "waits", "--", "sh", "-c", look];
+    daemon.cli(debug)?.ok()?;
     Ok(())
 }
 
