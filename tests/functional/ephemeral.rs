@@ -241,9 +241,9 @@ fn waits() -> anyhow::Result<()> {
     let script = "echo >> /v/starts; test $(wc -l < /v/starts) -lt 3 && exit 1; exec sleep 86421";
     let mounts = json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]});
     let spec = json!({"restartPolicy": "Always", "volumes": [{"name": "v", "emptyDir": {}}]});
-    let text = manifest("waits", &[container("c", script, mounts)], spec);
+    let text = manifest("held-up", &[container("c", script, mounts)], spec);
     daemon.run_detached(&text)?;
-    daemon.wait_for("waits", "held up", |pod| {
+    daemon.wait_for("held-up", "held up", |pod| {
         pod["containers"][0]["reason"] == "CrashLoopBackOff"
     })?;
     // The target is there before it has become what it will be.
@@ -252,7 +252,7 @@ fn waits() -> anyhow::Result<()> {
             sleep 0.1
         done
         ps -o pid,args; exit 1";
-    let debug = ["debug", "--target", "c", "waits", "--", "sh", "-c", look];
+    let debug = ["debug", "--target", "c", "held-up", "--", "sh", "-c", look];
     daemon.cli(debug)?.ok()?;
     Ok(())
 }

@@ -68,7 +68,10 @@ fn one(record: &mut PodRecord, rules: &Rules, slot: Slot, container: &Container)
     }
     let status = record.status_mut(slot);
     status.id.clone_from(&container.id);
-    status.image_id.clone_from(&container.image_id);
+    // One that is half made has none yet; an ephemeral container is started by it.
+    if !container.image_id.is_empty() {
+        status.image_id.clone_from(&container.image_id);
+    }
     match (&container.state, &container.exit) {
         (ContainerState::Running, _) if status.state != crate::record::ContainerState::Running => {
             state::started(status, container.started_at_ns);
