@@ -4,8 +4,7 @@ use crate::Test;
 use anyhow::{Context, ensure};
 use cri_api::v1;
 use spherule_tests::cri::{Cri, container_config, image, refused, sandbox_config};
-use spherule_tests::{Daemon, DaemonOptions};
-use tempfile::TempDir;
+use spherule_tests::{Daemon, DaemonOptions, Registries};
 use test_images::{Guard, PASSWORD, Registry, USER, busybox_image};
 use tonic::{Code, Status};
 
@@ -26,7 +25,7 @@ struct Fixture {
     registry: Registry,
     daemon: Daemon,
     cri: Cri,
-    _registries: TempDir,
+    _registries: Registries,
 }
 
 impl Fixture {
@@ -43,23 +42,18 @@ impl Fixture {
     /// With that text in each `hosts.toml`.
     fn with(hosts: impl FnOnce(&Registry) -> anyhow::Result<String>) -> anyhow::Result<Self> {
         let registry = Registry::start()?;
-        let registries = tempfile::tempdir()?;
-        let hosts = hosts(&registry)?;
-        for host in ["reg.test", "other.test", "hub.test"] {
-            let host = registries.path().join(host);
-            std::fs::create_dir(&host)?;
-            std::fs::write(host.join("hosts.toml"), &hosts)?;
-        }
-        let dir = registries.path().to_string_lossy().into_owned();
+        let names = ["reg.test", "other.test", "hub.test"];
+        let registries = Registries::new(&names, &hosts(&registry)?)?;
         let pinned = format!("{IMAGE}:2");
-        let args = [
-            ["--registries", &dir],
+        let more = [
             ["--pinned-image", &pinned],
             ["--default-registry", "hub.test"],
             ["--default-namespace", "library"],
         ];
+        let mut args = registries.args();
+        args.extend(more.concat().into_iter().map(str::to_owned));
         let daemon = Daemon::with(DaemonOptions {
-            args: args.concat().into_iter().map(str::to_owned).collect(),
+            args,
             image: false,
             ..DaemonOptions::default()
         })?;

@@ -8,7 +8,7 @@ use cri_api::v1;
 use serde_json::json;
 use spherule_tests::cri::{Cri, image, refused};
 use spherule_tests::manifest::one;
-use spherule_tests::{Daemon, DaemonOptions};
+use spherule_tests::{Daemon, DaemonOptions, Registries};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
@@ -180,13 +180,8 @@ fn full_by_pull() -> anyhow::Result<()> {
     for (tag, mib) in [("fits", 12), ("unpacks-not", 28), ("loads-not", 60)] {
         push(&registry, tag, mib)?;
     }
-    let registries = tempfile::tempdir()?;
-    let host = registries.path().join("reg.test");
-    std::fs::create_dir(&host)?;
-    let hosts = format!("server = \"http://{}\"\n", registry.address());
-    std::fs::write(host.join("hosts.toml"), hosts)?;
-    let dir = registries.path().to_string_lossy().into_owned();
-    let daemon = daemon_with(vec!["--registries".into(), dir])?;
+    let registries = Registries::plain("reg.test", registry.address())?;
+    let daemon = daemon_with(registries.args())?;
     let store = |daemon: &Daemon| tree(&daemon.seen(&daemon.root()).join("images"));
     let before = store(&daemon)?;
 

@@ -5,8 +5,7 @@ use crate::images::tree;
 use anyhow::ensure;
 use serde_json::json;
 use spherule_tests::manifest::{container, pod};
-use spherule_tests::{Daemon, DaemonOptions, Ran};
-use tempfile::TempDir;
+use spherule_tests::{Daemon, DaemonOptions, Ran, Registries};
 use test_images::{Compression, Layer, Registry, busybox_image};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -21,20 +20,15 @@ const IMAGE: &str = "reg.test/team/app";
 struct Fixture {
     registry: Option<Registry>,
     daemon: Daemon,
-    _registries: TempDir,
+    _registries: Registries,
 }
 
 impl Fixture {
     fn new() -> anyhow::Result<Self> {
         let registry = Registry::start()?;
-        let registries = tempfile::tempdir()?;
-        let host = registries.path().join("reg.test");
-        std::fs::create_dir(&host)?;
-        let hosts = format!("server = \"http://{}\"\n", registry.address());
-        std::fs::write(host.join("hosts.toml"), hosts)?;
-        let dir = registries.path().to_string_lossy().into_owned();
+        let registries = Registries::plain("reg.test", registry.address())?;
         let daemon = Daemon::with(DaemonOptions {
-            args: vec!["--registries".into(), dir],
+            args: registries.args(),
             image: false,
             ..DaemonOptions::default()
         })?;

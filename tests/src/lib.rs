@@ -9,6 +9,7 @@ mod machine;
 pub mod manifest;
 mod output;
 mod peer;
+mod registries;
 pub mod websocket;
 
 pub use daemon::{Daemon, DaemonOptions};
@@ -16,6 +17,7 @@ pub use host::Host;
 pub use machine::{Machine, lacking, machine, short};
 pub use output::Ran;
 pub use peer::{PEER_IMAGE, import_peer, peer};
+pub use registries::Registries;
 
 use std::path::{Path, PathBuf};
 

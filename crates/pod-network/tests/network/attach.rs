@@ -7,6 +7,10 @@ use pod_network::{AttachRequest, Bandwidth, NetworkError, PortMapping, TapError,
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+/// Only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sends bytes from one side to the other and back over TCP; panics where they
 /// do not arrive as they were.
@@ -455,7 +459,16 @@ fn a_running_pod_is_adopted_and_its_taps_are_opened_anew() {
                 "{busy:?}"
             );
             drop(attachment);
-            let reopened = network.reopen(&record).unwrap();
+            // A process that another test starts has copies of the TAPs until its exec.
+            let start = Instant::now();
+            let reopened = loop {
+                match network.reopen(&record) {
+                    Err(NetworkError::Tap(TapError::Busy(_))) if start.elapsed() < PATIENCE => {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    reopened => break reopened.unwrap(),
+                }
+            };
             assert_eq!(reopened.nics[0].taps.len(), usize::from(queues));
             let guest = Guest::start(&reopened.nics[0]);
             let address = SocketAddr::new(reopened.pod_ips[0], 80);
