@@ -141,5 +141,7 @@ fn stalled() -> anyhow::Result<()> {
     let late = stalls.hear(|_| false)?;
     let kept = late[&1].len();
     ensure!((1..LINES * LINE).contains(&kept), "{kept}");
+    let status = String::from_utf8_lossy(&late[&3]);
+    ensure!(status.contains("bytes of output were lost"), "{status}");
     Ok(())
 }

@@ -96,26 +96,21 @@ fn session(exec: ExecSession) -> Session {
                 }
             }))
         });
-    let output = ReceiverStream::new(exec.output).filter_map(|said| ready(output(said)));
+    let output = ReceiverStream::new(exec.output).map(output);
     Session {
         input: Box::pin(input),
         output: output.boxed(),
     }
 }
 
-/// What the client is told of it, if anything.
-fn output(said: Result<ExecOutput, SandboxError>) -> Option<Result<Output, Failure>> {
-    Some(match said {
+fn output(said: Result<ExecOutput, SandboxError>) -> Result<Output, Failure> {
+    match said {
         Ok(ExecOutput::Stdout(bytes)) => Ok(Output::Stdout(bytes)),
         Ok(ExecOutput::Stderr(bytes)) => Ok(Output::Stderr(bytes)),
+        Ok(ExecOutput::Lost(bytes)) => Ok(Output::Lost(bytes)),
         Ok(ExecOutput::Exited(exit)) => Ok(Output::Exited(exit.code)),
-        Ok(ExecOutput::Lost(bytes)) => {
-            // Its streams carry bytes of the container's only.
-            tracing::info!(bytes, "an attached client read too slowly and lost output");
-            return None;
-        }
         Err(error) => Err(failure(&error)),
-    })
+    }
 }
 
 /// The streams that a request wants, if they go together.

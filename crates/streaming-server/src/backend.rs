@@ -104,6 +104,8 @@ pub enum Output {
     Stdout(Vec<u8>),
     /// Standard error.
     Stderr(Vec<u8>),
+    /// So many bytes of output are missing here: the client read too slowly.
+    Lost(u64),
     /// The end, with the exit code.
     Exited(i32),
 }

@@ -103,16 +103,28 @@ async fn next(input: &mut Option<Input>) -> Option<Bytes> {
     read
 }
 
-/// Hands on what the session says, to its end. What nobody wants is dropped.
+/// Hands on what the session says, to its end. What nobody wants is dropped. Output
+/// that was lost is told at the end: the streams carry the command's bytes only.
 async fn speak(
     stdout: &mut Option<Output>,
     stderr: &mut Option<Output>,
     mut session: backend::Outputs,
 ) -> End {
+    let mut lost = 0_u64;
     while let Some(said) = session.next().await {
         let (output, bytes) = match said {
             Ok(backend::Output::Stdout(bytes)) => (&mut *stdout, bytes),
             Ok(backend::Output::Stderr(bytes)) => (&mut *stderr, bytes),
+            Ok(backend::Output::Lost(bytes)) => {
+                lost = lost.saturating_add(bytes);
+                continue;
+            }
+            Ok(backend::Output::Exited(_)) if lost > 0 => {
+                return End::Failure(format!(
+                    "{lost} bytes of output were lost: this client read too slowly; the \
+                     container's log, if it has one, holds them"
+                ));
+            }
             Ok(backend::Output::Exited(code)) => return End::Exit(code),
             Err(failure) => return End::Failure(failure.0),
         };

@@ -87,18 +87,36 @@ async fn failures_are_told_on_the_error_stream() {
     }
 }
 
-#[tokio::test]
-async fn end_of_what_was_attached_to_is_success() {
+/// What a client that attaches to the container hears: output and status.
+async fn attached(container: &str) -> (String, Value) {
     let fixture = Fixture::new().await;
     let request = AttachRequest {
-        container: "c".into(),
+        container: container.into(),
         streams: OUTPUTS,
     };
     let url = fixture.urls.attach(request).unwrap();
     let mut client = SpdyClient::connect(&url, V4).await;
     client.open_types(&["error", "stdout", "stderr"]).await;
-    let status: Value = serde_json::from_str(&client.heard().await.text(1)).unwrap();
+    let heard = client.heard().await;
+    (heard.text(3), serde_json::from_str(&heard.text(1)).unwrap())
+}
+
+#[tokio::test]
+async fn end_of_what_was_attached_to_is_success() {
+    let (_, status) = attached("c").await;
     assert_eq!(status, json!({"metadata": {}, "status": "Success"}));
+}
+
+#[tokio::test]
+async fn lost_output_is_told_at_the_end() {
+    let (output, status) = attached("fast").await;
+    assert_eq!(output, "moremore");
+    assert_eq!(status["status"], "Failure");
+    let message = status["message"].as_str().unwrap();
+    assert!(
+        message.contains("10 bytes of output were lost"),
+        "{message}"
+    );
 }
 
 #[tokio::test]

@@ -165,8 +165,11 @@ impl Backend for Fake {
     }
 
     fn attach(&self, request: AttachRequest) -> BoxFuture<'static, Result<Session, Failure>> {
-        assert_eq!(request.container, "c");
-        ready(Ok(self.session(vec!["exit".into(), "9".into()]))).boxed()
+        let command = match request.container.as_str() {
+            "fast" => "lose",
+            _ => "exit",
+        };
+        ready(Ok(self.session(vec![command.into(), "9".into()]))).boxed()
     }
 
     fn port_forward(
@@ -210,6 +213,12 @@ async fn program(
             return say(Output::Exited(3)).await;
         }
         "exit" => return say(Output::Exited(number())).await,
+        "lose" => {
+            for bytes in [number(), 1] {
+                say(Output::Lost(bytes.try_into().unwrap())).await;
+                say(Output::Stdout(b"more".to_vec())).await;
+            }
+        }
         "flood" => {
             let bytes = pattern(usize::try_from(number()).unwrap());
             for piece in bytes.chunks(60_000) {

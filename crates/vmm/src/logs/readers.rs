@@ -56,8 +56,8 @@ impl Reader {
         if !self.streams.contains(&stream) {
             return;
         }
-        if self.lost == 0 && self.pending.len() + bytes.len() > LIMIT {
-            self.wait_for_room();
+        if self.lost == 0 {
+            self.wait_for_room(bytes.len());
         }
         // One that fell behind starts again with half a buffer.
         let room = if self.lost == 0 { LIMIT } else { LIMIT / 2 };
@@ -87,9 +87,11 @@ impl Reader {
         }
     }
 
-    fn wait_for_room(&mut self) {
+    /// Waits until a piece of that size fits: a reader behind a slow network takes
+    /// what there is at its own pace, and slows the output to it.
+    fn wait_for_room(&mut self, size: usize) {
         let deadline = Instant::now() + PATIENCE;
-        while !self.gone && self.pending.len() > LIMIT / 2 {
+        while !self.gone && self.pending.len() + size > LIMIT {
             let left = deadline.saturating_duration_since(Instant::now());
             let ready = wait(&mut [self.poll_fd()], Some(left));
             if !matches!(ready, Ok(1..) | Err(Errno::INTR)) {
