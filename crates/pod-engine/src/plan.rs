@@ -1,15 +1,15 @@
 //! From a manifest to what the sandbox crate is asked for: pure.
 
 use crate::env::Vars;
+use crate::facts::Facts;
 use crate::images::Resolved;
 use crate::manifest::{Container, Manifest, USER_NAMESPACE_IDS, Volume};
 use crate::merge::{self, MergeError};
 use crate::network;
-use crate::record::PodRecord;
-use crate::sizing::{self, Defaults, VmSize};
+use crate::sizing::{self, Defaults};
 use crate::volumes::fs_group;
 use sandbox::{
-    ContainerSpec, DeviceSpec, Engine, IdRange, MAX_VOLUME_BAYS, Medium, MountSpec, PathVolume,
+    ContainerSpec, DeviceSpec, IdRange, MAX_VOLUME_BAYS, Medium, MountSpec, PathVolume,
     PidNamespace, ResourceSpec, SandboxSpec, UserNamespace, VolumeSpec,
 };
 use std::collections::BTreeMap;
@@ -29,20 +29,21 @@ pub(crate) fn hostname(manifest: &Manifest, name: &str) -> String {
 }
 
 /// The sandbox with id `id`, the pod's `attempt`th, whose VM has `disks`.
-#[expect(clippy::too_many_arguments, reason = "all of it makes the one struct")]
 pub(crate) fn sandbox(
-    manifest: &Manifest,
-    record: &PodRecord,
+    facts: &Facts<'_>,
     id: &str,
     attempt: u32,
-    size: VmSize,
-    engine: Option<Engine>,
     with_network: bool,
     disks: Vec<PathVolume>,
 ) -> SandboxSpec {
+    let Facts {
+        pod,
+        manifest,
+        size,
+        scratch_mib,
+    } = *facts;
     let is_disk = |volume: &Volume| disks.iter().any(|disk| disk.volume.name == volume.name);
     let mut volumes_on_host = manifest.spec.volumes.iter().filter(|v| is_on_host(v));
-    let pod = &record.pod;
     let hostname = hostname(manifest, &pod.name);
     SandboxSpec {
         id: id.to_owned(),
@@ -57,8 +58,8 @@ pub(crate) fn sandbox(
         hostname,
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
-        engine,
-        scratch_mib: None,
+        engine: pod.engine,
+        scratch_mib: Some(scratch_mib),
         share_process_namespace: manifest.spec.share_process_namespace,
         user_namespace: user_namespace(manifest),
         sysctls: BTreeMap::new(),

@@ -297,17 +297,8 @@ impl Task {
             record.pod.stages.clear();
         })?;
         self.remove_other_sandboxes(&id).await;
-        let mut spec = plan::sandbox(
-            &self.entry.manifest,
-            &before,
-            &id,
-            attempt,
-            self.entry.size,
-            before.pod.engine,
-            self.inner.config.network,
-            disks,
-        );
-        spec.scratch_mib = Some(self.entry.scratch_mib);
+        let facts = self.entry.facts(&before.pod);
+        let spec = plan::sandbox(&facts, &id, attempt, self.inner.config.network, disks);
         match self.inner.sandboxes.run_sandbox(spec).await {
             Ok(sandbox) => {
                 self.set_mount_failure(None)?;
