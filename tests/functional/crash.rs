@@ -29,11 +29,11 @@ pub(crate) const TESTS: &[Test] = &[
 /// Only a test that fails waits for it.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-fn running(pod: &Value) -> bool {
+pub(crate) fn running(pod: &Value) -> bool {
     pod["containers"][0]["state"] == "STATE_RUNNING"
 }
 
-fn vmm_pid(pod: &Value) -> anyhow::Result<Pid> {
+pub(crate) fn vmm_pid(pod: &Value) -> anyhow::Result<Pid> {
     let pid = pod["vm"]["vmmPid"].as_i64().context("vmmPid")?;
     Pid::from_raw(i32::try_from(pid)?).context("a process id")
 }

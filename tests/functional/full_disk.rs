@@ -2,9 +2,11 @@
 //! test fills it, sees what is said, makes room, and sees that all works again.
 
 use crate::Test;
+use crate::crash::{running, vmm_pid};
 use crate::images::tree;
 use anyhow::ensure;
 use cri_api::v1;
+use rustix::process::{Signal, kill_process};
 use serde_json::json;
 use spherule_tests::cri::{Cri, image, refused};
 use spherule_tests::manifest::one;
@@ -12,6 +14,7 @@ use spherule_tests::{Daemon, DaemonOptions, Registries};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use test_images::{Compression, Layer, Registry, busybox_image, noise};
 use tonic::Code;
 
@@ -25,6 +28,10 @@ pub(crate) const TESTS: &[Test] = &[
         "log_that_finds_no_room_waits_and_loses_nothing",
         full_by_log,
     ),
+    (
+        "vm_that_ends_on_a_full_disk_is_recorded_once_there_is_room",
+        full_at_the_end,
+    ),
 ];
 
 /// What needs a registry besides.
@@ -34,6 +41,8 @@ pub(crate) const PULLS: &[Test] = &[(
 )];
 
 const MIB: u64 = 1 << 20;
+/// Only a test that fails waits for it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A daemon with 48 MiB for everything.
 fn daemon() -> anyhow::Result<Daemon> {
@@ -163,6 +172,27 @@ fn full_by_log() -> anyhow::Result<()> {
     let lines: Vec<usize> = logs.lines().map(str::len).collect();
     ensure!(lines == [2, 8 << 20, 4], "{lines:?}");
     daemon.cli(["rm", "log"])?.ok()?;
+    works(&daemon)?;
+    nothing_left(&daemon)
+}
+
+fn full_at_the_end() -> anyhow::Result<()> {
+    let daemon = daemon()?;
+    works(&daemon)?;
+    daemon.run_detached(&one("ends-full", "exec sleep 1000", json!({})))?;
+    let pod = daemon.wait_for("ends-full", "running", running)?;
+    fill(&daemon, 0)?;
+    kill_process(vmm_pid(&pod)?, Signal::KILL)?;
+    let start = Instant::now();
+    while !daemon.log().contains("could not be recorded; trying again") {
+        ensure!(start.elapsed() < PATIENCE, "nobody tried to record it");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    daemon.cli(["ps"])?.ok()?;
+    make_room(&daemon)?;
+    let pod = daemon.wait_for("ends-full", "failed", |p| p["phase"] == "PHASE_FAILED")?;
+    ensure!(pod["containers"][0]["reason"] == "VmDied", "{pod:#}");
+    daemon.cli(["rm", "ends-full"])?.ok()?;
     works(&daemon)?;
     nothing_left(&daemon)
 }

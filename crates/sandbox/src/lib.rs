@@ -156,13 +156,7 @@ impl Inner {
     ) -> Result<(), SandboxError> {
         entry
             .record
-            .update(|sandbox| {
-                sandbox.state = state;
-                sandbox.reason = reason;
-                if state == SandboxState::NotReady && sandbox.finished_at_ns == 0 {
-                    sandbox.finished_at_ns = clock::now_ns();
-                }
-            })
+            .update(|sandbox| sandbox.set_state(state, reason))
             .await?;
         self.announce_sandbox(&entry.id, state);
         Ok(())

@@ -2,6 +2,7 @@
 //! state, and the steps to undo. Written before the world changes, so that a
 //! daemon killed at any moment knows what may exist.
 
+use crate::clock::now_ns;
 use crate::spec::{BlockVolumeSpec, ContainerSpec, Engine, SandboxSpec};
 use pod_network::NetworkRecord;
 use serde::{Deserialize, Serialize};
@@ -222,6 +223,15 @@ pub struct DiskId {
 }
 
 impl Sandbox {
+    /// Enters a state, at this time.
+    pub(crate) fn set_state(&mut self, state: SandboxState, reason: Option<NotReadyReason>) {
+        self.state = state;
+        self.reason = reason;
+        if state == SandboxState::NotReady && self.finished_at_ns == 0 {
+            self.finished_at_ns = now_ns();
+        }
+    }
+
     /// The block volume of that name.
     pub fn block_volume(&self, name: &str) -> Option<&BlockVolume> {
         self.block_volumes.iter().find(|v| v.spec.name == name)

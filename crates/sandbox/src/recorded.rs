@@ -3,7 +3,11 @@
 
 use crate::error::{SandboxError, chain};
 use serde::{Serialize, de::DeserializeOwned};
-use state_store::{StateError, Table};
+use state_store::{RecordedError, StateError, Table};
+use std::time::Duration;
+
+/// How long what could not be recorded waits.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// One record of a table.
 #[derive(Debug)]
@@ -51,6 +55,24 @@ where
         self.record
             .update(change)
             .map_err(|error| self.failed(&error))
+    }
+
+    /// As [`Self::update_if`] for what has happened and cannot be refused: where it
+    /// cannot be written (a full disk), it is tried until it can be. `false`, too,
+    /// once the record is forgotten.
+    pub(crate) async fn insist(&self, mut change: impl FnMut(&mut T) -> bool) -> bool {
+        loop {
+            match self.record.update(&mut change) {
+                Ok(changed) => return changed,
+                Err(RecordedError::Forgotten(_)) => return false,
+                Err(error) => tracing::error!(
+                    record = self.id,
+                    error = chain(&error),
+                    "what happened could not be recorded; trying again"
+                ),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
     }
 
     /// Removes the record from the disk, for good.

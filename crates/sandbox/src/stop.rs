@@ -35,6 +35,8 @@ pub(crate) async fn stop_locked(
             .wait_for(|s| s.state != SandboxState::Ready)
             .await;
     }
+    // Twice: what stands in the way (a plugin that is replaced, a busy device) is
+    // often gone a moment later, and not every caller asks again as a kubelet does.
     if let Err(error) = undo_sandbox(inner, entry, Keep::Logs).await {
         tracing::warn!(
             sandbox = entry.id,

@@ -282,22 +282,20 @@ fn lost(why: impl Into<String>) -> Exit {
 async fn ended(inner: &Inner, entry: &Entry, container: &ContainerEntry, exit: Exit) {
     let changed = container
         .record
-        .update_if(|record| {
+        .insist(|record| {
             let open = matches!(
                 record.state,
                 ContainerState::Created | ContainerState::Running
             );
             if open {
                 record.state = ContainerState::Exited;
-                record.exit = Some(exit);
+                record.exit = Some(exit.clone());
             }
             open
         })
         .await;
-    match changed {
-        Ok(true) => inner.announce_container(&entry.id, &container.id, ContainerState::Exited),
-        Ok(false) => {}
-        Err(error) => tracing::error!(container = container.id, %error, "an exit was not recorded"),
+    if changed {
+        inner.announce_container(&entry.id, &container.id, ContainerState::Exited);
     }
 }
 
@@ -360,11 +358,18 @@ async fn settle(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &str, stopped: bo
 pub(crate) async fn record_end(inner: &Arc<Inner>, entry: &Arc<Entry>, cause: &str, stopped: bool) {
     let reason = end_containers(inner, entry, cause, stopped).await;
     entry.set_live(None);
-    let changed = inner
-        .set_sandbox_state(entry, SandboxState::NotReady, Some(reason))
+    let changed = entry
+        .record
+        .insist(|sandbox| {
+            let ready = sandbox.state == SandboxState::Ready;
+            if ready {
+                sandbox.set_state(SandboxState::NotReady, Some(reason.clone()));
+            }
+            ready
+        })
         .await;
-    if let Err(error) = changed {
-        tracing::error!(sandbox = entry.id, %error, "the end of a VM was not recorded");
+    if changed {
+        inner.announce_sandbox(&entry.id, SandboxState::NotReady);
     }
 }
 
