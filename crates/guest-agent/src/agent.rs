@@ -2,6 +2,7 @@
 //! answers and events pile up here, and [`crate::server`] delivers them.
 
 use crate::cgroup::Cgroup;
+use crate::clock::{self, unix_time_ns};
 use crate::container::handover::{Message, Received};
 use crate::container::user::Identity;
 use crate::container::{
@@ -13,7 +14,7 @@ use crate::events::EventLog;
 use crate::exec::request::winsize;
 use crate::log;
 use crate::poller::Poller;
-use crate::sandbox::{Sandbox, unix_time_ns};
+use crate::sandbox::Sandbox;
 use crate::stats;
 use crate::stream::Slots;
 use crate::sys::process;
@@ -107,6 +108,9 @@ impl Agent {
             Call::AttachVolume(request) => self.attach_volume(&request).map(Some),
             Call::DetachVolume(request) => self.detach_volume(&request.name).map(Some),
             Call::ResizeVolume(request) => self.resize_volume(&request).map(Some),
+            Call::AdjustClock(request) => {
+                clock::adjust(request).map(|told| Some(Answer::AdjustClock(told)))
+            }
         };
         match now {
             Ok(Some(answer)) => self.answer(caller, Ok(answer)),

@@ -12,6 +12,7 @@ mod agent;
 mod block_volumes;
 mod boot;
 mod cgroup;
+mod clock;
 mod connection;
 mod container;
 mod disks;
@@ -47,7 +48,7 @@ use server::{Port, Server};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let started_ns = sandbox::boot_time_ns();
+    let started_ns = clock::boot_time_ns();
     if rustix::process::getpid().as_raw_nonzero().get() != 1 {
         eprintln!("spherule-init is PID 1 of a Spherule guest and runs nowhere else");
         return ExitCode::from(2);

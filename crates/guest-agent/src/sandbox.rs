@@ -1,6 +1,7 @@
 //! SetupSandbox: what all containers of the pod share.
 
 use crate::block_volumes::BlockVolumes;
+use crate::clock;
 use crate::disks::{Disks, Extent, Partition};
 use crate::error::{AgentError, Doing};
 use crate::fs_mount;
@@ -15,7 +16,6 @@ use rustix::io::Errno;
 use rustix::mount::{
     MountAttrFlags as Attr, MountPropagationFlags, UnmountFlags, mount_change, unmount,
 };
-use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -99,7 +99,7 @@ impl Sandbox {
         init_started_ns: u64,
     ) -> Result<Self, AgentError> {
         let (scratch, ids) = check(request)?;
-        set_clock(request.unix_time_ns)?;
+        clock::set(request.unix_time_ns)?;
         entropy::credit(&request.entropy).doing(|| "seeding the random number generator".into())?;
         // First: what is set from here on may belong to one of its namespaces.
         let users = match ids {
@@ -126,7 +126,7 @@ impl Sandbox {
         };
         let response = SetupSandboxResponse {
             init_started_ns,
-            ready_ns: boot_time_ns(),
+            ready_ns: clock::boot_time_ns(),
             kernel_release: rustix::system::uname()
                 .release()
                 .to_string_lossy()
@@ -146,22 +146,6 @@ impl Sandbox {
     pub(crate) fn response(&self) -> SetupSandboxResponse {
         self.response.clone()
     }
-}
-
-/// Nanoseconds since the kernel started.
-pub(crate) fn boot_time_ns() -> u64 {
-    to_ns(clock_gettime(ClockId::Boottime))
-}
-
-/// Nanoseconds since the epoch.
-pub(crate) fn unix_time_ns() -> u64 {
-    to_ns(clock_gettime(ClockId::Realtime))
-}
-
-fn to_ns(time: Timespec) -> u64 {
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    let rest = u64::try_from(time.tv_nsec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
 fn lasting(request: &SetupSandboxRequest) -> SetupSandboxRequest {
@@ -210,14 +194,6 @@ fn check(
     let scratch = scratch.map(|extent| Extent::check(extent, "scratch"));
     let ids = request.user_namespace.as_ref().map(users::Ids::check);
     Ok((scratch.transpose()?, ids.transpose()?))
-}
-
-fn set_clock(unix_time_ns: u64) -> Result<(), AgentError> {
-    let time = Timespec {
-        tv_sec: i64::try_from(unix_time_ns / 1_000_000_000).unwrap_or(i64::MAX),
-        tv_nsec: i64::try_from(unix_time_ns % 1_000_000_000).unwrap_or(0),
-    };
-    clock_settime(ClockId::Realtime, time).doing(|| "setting the clock".into())
 }
 
 fn apply_sysctls(request: &SetupSandboxRequest, users: &Users) -> Result<(), AgentError> {

@@ -40,6 +40,8 @@ pub struct Config {
     /// Where the CNI's configuration and plugins are; namespaces are kept in
     /// `<run>/netns`.
     pub network: NetworkConfig,
+    /// How often a guest's clock is compared with the host's.
+    pub clock_check: Duration,
     /// Limits of waiting.
     pub timeouts: Timeouts,
 }
@@ -106,6 +108,7 @@ impl Config {
             scratch_mib: scratch::DEFAULT_SCRATCH_MIB,
             kernel_log_limit: 0,
             max_parallel_boots: parallel_boots(),
+            clock_check: Duration::from_secs(60),
             timeouts: Timeouts::default(),
         }
     }

@@ -40,6 +40,7 @@ mod error;
 mod events;
 mod exec;
 mod guest;
+mod guest_clock;
 mod images;
 mod live;
 mod mounts_beneath;

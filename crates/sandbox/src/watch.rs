@@ -9,7 +9,7 @@ use crate::live::Live;
 use crate::record::{ContainerState, Exit, NotReadyReason, SandboxState};
 use crate::registry::{ContainerEntry, Entry};
 use crate::undo::{Keep, undo_sandbox};
-use crate::{Inner, death, run};
+use crate::{Inner, death, guest_clock, run};
 use guest_api::proto::{
     self as guest, ContainerExited, ListContainersRequest, SubscribeRequest, client_message::Call,
     container_state::Phase, event, response,
@@ -46,6 +46,7 @@ pub(crate) fn spawn(
         let mut events = None;
         tokio::select! {
             () = serve(&inner, &entry, &live, first, &mut events) => {}
+            () = guest_clock::keep(&inner, &entry, &live) => {}
             () = live.process.exited() => {}
         }
         if let Some(mut events) = events {

@@ -3,13 +3,13 @@
 
 use super::{Server, Source};
 use crate::cgroup::Cgroup;
+use crate::clock::unix_time_ns;
 use crate::connection::{ConnectionError, Framed};
 use crate::container::exit_status;
 use crate::error::AgentError;
 use crate::exec::session::{End, Progress, Session};
 use crate::exec::{child, request};
 use crate::log;
-use crate::sandbox::unix_time_ns;
 use guest_api::proto::ExecRequest;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;

@@ -11,8 +11,8 @@ mod guest;
 mod processes;
 
 use crate::cgroup::Cgroup;
+use crate::clock::unix_time_ns;
 use crate::layout;
-use crate::sandbox::unix_time_ns;
 use guest_api::proto::{ContainerUsage, StatsResponse, Usage};
 use prost::Message as _;
 

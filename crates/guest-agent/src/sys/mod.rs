@@ -2,6 +2,7 @@
 //! the agent lives here, behind safe functions.
 
 pub(crate) mod block;
+pub(crate) mod clock;
 pub(crate) mod device_filter;
 pub(crate) mod entropy;
 pub(crate) mod link;

@@ -4,6 +4,7 @@
 
 mod attach;
 mod block_volumes;
+mod clock;
 mod commands;
 mod figures;
 mod logs;

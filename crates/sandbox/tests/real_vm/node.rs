@@ -111,6 +111,7 @@ impl Node {
             engine(),
         );
         config.max_parallel_boots = max_parallel_boots;
+        config.clock_check = Duration::from_secs(1);
         let sandboxes = Sandboxes::open(config, &state, images).await.unwrap();
         Some(Self {
             _vmms: vmms,
