@@ -13,6 +13,7 @@ mod containers;
 mod copy;
 mod crash;
 mod cri;
+mod cri_cgroups;
 mod cri_events;
 mod cri_faults;
 mod cri_images;
@@ -82,6 +83,9 @@ fn main() -> ExitCode {
     let no_kvm_network = no_kvm_network.or_else(|| short().filter(|_| !machine.kvm_is_fast));
     let not_both = machine.no_kvm.clone().or(machine.no_qemu.clone());
     let too_long = no_engine.clone().or(short());
+    let no_cgroups = no_engine.clone().or(machine.no_cgroups.clone());
+    let no_unified = no_cgroups.clone().or(machine.no_mounts.clone());
+    let no_unified = no_unified.or_else(cri_cgroups::no_unified);
     let no_hiding = machine.no_mounts.clone();
     let no_kvm_to_show = no_hiding.clone().or(machine.no_kvm.clone());
     let no_qemu_to_show = no_hiding.clone().or(machine.no_qemu.clone());
@@ -106,6 +110,8 @@ fn main() -> ExitCode {
         trials("command_line", command_line::ZSH, &lacking("zsh")),
         trials("command_line", command_line::FISH, &lacking("fish")),
         trials("cri", cri::TESTS, no_engine),
+        trials("cri_cgroups", cri_cgroups::TESTS, &no_cgroups),
+        trials("cri_cgroups", cri_cgroups::UNIFIED, &no_unified),
         trials("cri_events", cri_events::TESTS, no_engine),
         trials("cri_faults", cri_faults::TESTS, no_engine),
         trials("cri_resources", cri_resources::TESTS, no_engine),

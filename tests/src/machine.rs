@@ -18,6 +18,8 @@ pub struct Machine {
     pub no_mounts: Option<String>,
     /// Why no test can have a network namespace with CNI plugins, if so.
     pub no_network: Option<String>,
+    /// Why no test can make a cgroup here, if so.
+    pub no_cgroups: Option<String>,
     /// The engine that carries the breadth of the tests, `kvm` or `qemu`.
     pub engine: &'static str,
 }
@@ -48,6 +50,7 @@ fn probe() -> Machine {
         no_qemu: missing("qemu"),
         no_mounts: no_mounts(),
         no_network: no_network(),
+        no_cgroups: no_cgroups(),
         engine: if kvm_is_fast { "kvm" } else { "qemu" },
     }
 }
@@ -70,6 +73,16 @@ fn no_network() -> Option<String> {
         .iter()
         .find(missing)
         .map(|path| format!("there is no {path}"))
+}
+
+fn no_cgroups() -> Option<String> {
+    let mount = Path::new("/sys/fs/cgroup");
+    let memory = Some(mount.join("memory")).filter(|dir| dir.exists());
+    let root = memory.unwrap_or_else(|| mount.to_owned());
+    let probe = root.join(format!("spherule-probe-{}", std::process::id()));
+    let made = std::fs::create_dir(&probe).and_then(|()| std::fs::remove_dir(&probe));
+    made.err()
+        .map(|error| format!("no cgroup can be made in {}: {error}", root.display()))
 }
 
 /// Why a test that needs this program cannot run, if it is not installed.

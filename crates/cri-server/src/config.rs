@@ -14,6 +14,8 @@ pub struct Config {
     /// Memory in MiB for the guest's kernel and agent, on top of the
     /// containers' limits where the pod names no overhead.
     pub overhead_mib: u64,
+    /// Most memory in MiB that a VM takes on the node besides its guest's.
+    pub vmm_mib: u64,
     /// Largest memory in MiB of one VM.
     pub max_memory_mib: u64,
     /// Pods get the node's network; otherwise their loopback only.
@@ -33,6 +35,7 @@ impl Config {
             vcpus: 1,
             memory_mib: 512,
             overhead_mib: 64,
+            vmm_mib: 0,
             max_memory_mib,
             network: true,
             facts: serde_json::Value::Null,

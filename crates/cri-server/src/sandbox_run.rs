@@ -1,8 +1,7 @@
 //! RunPodSandbox.
 //!
-//! Kept without effect: `cgroup_parent` (the VM's processes are the daemon's). The users, groups and filters of the
-//! sandbox's security context are for a process that is not there: no pause
-//! container runs.
+//! Kept without effect: the users, groups and filters of the sandbox's security
+//! context. They are for a process that is not there: no pause container runs.
 
 use crate::error::CriError;
 use crate::record::keep_sandbox;
@@ -30,7 +29,8 @@ pub(crate) async fn run_pod_sandbox(
     let config = request
         .config
         .ok_or_else(|| CriError::invalid("config", "required"))?;
-    let mut spec = convert(&new_id(), &config, &handler, &server.config)?;
+    let limit_mib = pod_limit(&config).await?;
+    let mut spec = convert(&new_id(), &config, &handler, &server.config, limit_mib)?;
     if let Some(network) = &mut spec.network {
         network.capabilities.ip_ranges = server.pod_ranges.get();
     }
@@ -69,12 +69,35 @@ fn invalid(field: &str, message: impl Into<String>) -> CriError {
     CriError::invalid(format!("config.{field}"), message)
 }
 
-/// The sandbox with id `id`.
+/// The memory in MiB to which the node limits all of the pod.
+async fn pod_limit(config: &PodSandboxConfig) -> Result<Option<u64>, CriError> {
+    let parent = cgroup_parent(config)?;
+    if parent.is_empty() {
+        return Ok(None);
+    }
+    let read = tokio::task::spawn_blocking(move || sandbox::memory_limit_mib(&parent));
+    Ok(read.await.unwrap_or(None))
+}
+
+/// The pod's cgroup, relative to the hierarchies' roots.
+fn cgroup_parent(config: &PodSandboxConfig) -> Result<String, CriError> {
+    let parent = config.linux.as_ref().map(|linux| &linux.cgroup_parent);
+    let parent = parent.map_or("", |parent| parent.trim_matches('/'));
+    let sound = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
+    if !parent.is_empty() && !parent.split('/').all(sound) {
+        let message = format!("{parent:?} is no path of a cgroup");
+        return Err(invalid("linux.cgroup_parent", message));
+    }
+    Ok(parent.to_owned())
+}
+
+/// The sandbox with id `id`; `limit_mib`: of [`pod_limit`].
 pub(crate) fn convert(
     id: &str,
     config: &PodSandboxConfig,
     handler: &str,
     settings: &Config,
+    limit_mib: Option<u64>,
 ) -> Result<SandboxSpec, CriError> {
     if !settings.has_handler(handler) {
         return Err(CriError::invalid(
@@ -101,7 +124,7 @@ pub(crate) fn convert(
         security::check_sandbox(context, security)?;
     }
     let own = namespaces::of_sandbox(context, &options.unwrap_or_default())?;
-    let size = sizing::vm_size(linux, settings)?;
+    let size = sizing::vm_size(linux, settings, limit_mib)?;
     for (name, limits) in [
         (
             "resources",
@@ -132,6 +155,7 @@ pub(crate) fn convert(
         memory_mib: size.memory_mib,
         engine: None,
         scratch_mib: None,
+        cgroup_parent: cgroup_parent(config)?,
         share_process_namespace: own.share_process_namespace,
         user_namespace: own.user_namespace,
         sysctls: sysctls(linux.map(|linux| &linux.sysctls))?,
@@ -242,7 +266,7 @@ mod tests {
     }
 
     fn converted(config: &PodSandboxConfig) -> Result<SandboxSpec, CriError> {
-        convert("a1", config, "", &Config::new("0", 4096))
+        convert("a1", config, "", &Config::new("0", 4096), None)
     }
 
     fn refused(change: impl FnOnce(&mut PodSandboxConfig), field: &str) {
@@ -341,7 +365,7 @@ mod tests {
     fn a_node_without_network_takes_pods_but_no_host_ports() {
         let mut settings = Config::new("0", 4096);
         settings.network = false;
-        let spec = convert("a", &config(), "", &settings).unwrap();
+        let spec = convert("a", &config(), "", &settings, None).unwrap();
         assert_eq!(spec.network, None);
         let mut config = config();
         config.port_mappings.push(PortMapping {
@@ -349,10 +373,10 @@ mod tests {
             host_port: 8080,
             ..PortMapping::default()
         });
-        let error = convert("a", &config, "", &settings).unwrap_err();
+        let error = convert("a", &config, "", &settings, None).unwrap_err();
         assert!(error.to_string().contains("--network none"), "{error}");
         settings.network = true;
-        let spec = convert("a", &config, "", &settings).unwrap();
+        let spec = convert("a", &config, "", &settings, None).unwrap();
         let ports = spec.network.unwrap().capabilities.port_mappings;
         assert_eq!(ports[0].host_port, 8080);
     }
@@ -360,8 +384,8 @@ mod tests {
     #[test]
     fn only_known_handlers_are_taken() {
         let settings = Config::new("0", 4096);
-        assert!(convert("a", &config(), "spherule", &settings).is_ok());
-        let error = convert("a", &config(), "other", &settings).unwrap_err();
+        assert!(convert("a", &config(), "spherule", &settings, None).is_ok());
+        let error = convert("a", &config(), "other", &settings, None).unwrap_err();
         assert!(error.to_string().starts_with("runtime_handler:"), "{error}");
     }
 

@@ -3,7 +3,10 @@
 //! The kubelet gives the sum of its containers' limits, in which a container
 //! without a limit counts as nothing. So the sum is a lower bound: a VM is never
 //! smaller than the configured default, and what it does not use it does not take
-//! from the node.
+//! from the node. Only where the pod's cgroup on the node is limited (all containers
+//! have limits then) is it as small as that, if the containers' limits fit; the
+//! pod's overhead (that of its RuntimeClass) is for the guest's own needs and for
+//! the VM's processes.
 
 use crate::Config;
 use crate::error::CriError;
@@ -20,10 +23,12 @@ pub(crate) struct VmSize {
     pub(crate) memory_mib: u64,
 }
 
-/// The size for a pod with that configuration.
+/// The size for a pod with that configuration; `limit_mib`: what its cgroup on the
+/// node is limited to.
 pub(crate) fn vm_size(
     linux: Option<&LinuxPodSandboxConfig>,
     config: &Config,
+    limit_mib: Option<u64>,
 ) -> Result<VmSize, CriError> {
     let part = |of: fn(&LinuxPodSandboxConfig) -> &Option<LinuxContainerResources>| {
         linux.and_then(|linux| of(linux).clone())
@@ -33,6 +38,7 @@ pub(crate) fn vm_size(
         &part(|linux| &linux.resources).unwrap_or_default(),
         &part(|linux| &linux.overhead).unwrap_or_default(),
         config,
+        limit_mib.map(|mib| mib.saturating_sub(config.vmm_mib)),
     )
 }
 
@@ -56,7 +62,10 @@ pub(crate) fn needs(
         let bytes = u64::try_from(of.memory_limit_in_bytes).ok();
         bytes.filter(|bytes| *bytes > 0).map(|b| b.div_ceil(MIB))
     };
-    let own_mib = mib(overhead).unwrap_or(config.overhead_mib);
+    let stated = mib(overhead).unwrap_or(0);
+    let own_mib = stated
+        .saturating_sub(config.vmm_mib)
+        .max(config.overhead_mib);
     let (quota, period) = resources::cpu(context, limits)?;
     Ok(Needs {
         vcpus: (quota > 0).then(|| quota.div_ceil(period)),
@@ -89,16 +98,18 @@ pub(crate) fn check_fits(
     Ok(())
 }
 
-/// The size for what `limits` need, never below the default.
+/// The size for what `limits` need, not below the default where there is such room.
 fn size(
     context: &str,
     limits: &LinuxContainerResources,
     overhead: &LinuxContainerResources,
     config: &Config,
+    room_mib: Option<u64>,
 ) -> Result<VmSize, CriError> {
     let needs = needs(context, limits, overhead, config)?;
-    let least = config.memory_mib.max(vm_spec::MIN_MEMORY_MIB);
-    let memory_mib = needs.memory_mib.unwrap_or(0).max(least);
+    let needed = needs.memory_mib.unwrap_or(0).max(vm_spec::MIN_MEMORY_MIB);
+    let room = room_mib.filter(|room| *room >= needed).unwrap_or(u64::MAX);
+    let memory_mib = needed.max(config.memory_mib).min(room);
     if memory_mib > config.max_memory_mib {
         return Err(CriError::invalid(
             format!("{context}.memory_limit_in_bytes"),
@@ -140,7 +151,7 @@ mod tests {
 
     fn of(limits: &LinuxContainerResources, overhead_mib: i64) -> Result<VmSize, CriError> {
         let overhead = self::limits(0, overhead_mib);
-        size("c.resources", limits, &overhead, &config())
+        size("c.resources", limits, &overhead, &config(), None)
     }
 
     #[test]
@@ -149,7 +160,7 @@ mod tests {
             vcpus: 1,
             memory_mib: 512,
         };
-        assert_eq!(vm_size(None, &config()).unwrap(), default);
+        assert_eq!(vm_size(None, &config(), None).unwrap(), default);
         assert_eq!(of(&limits(0, 0), 0).unwrap(), default);
         assert_eq!(of(&limits(50_000, 16), 0).unwrap(), default);
     }
@@ -159,6 +170,31 @@ mod tests {
         let size = of(&limits(250_000, 1000), 0).unwrap();
         assert_eq!((size.vcpus, size.memory_mib), (3, 1064));
         assert_eq!(of(&limits(0, 1000), 200).unwrap().memory_mib, 1200);
+    }
+
+    #[test]
+    fn vm_keeps_within_the_pods_cgroup_if_its_containers_do() {
+        let mut config = config();
+        config.vmm_mib = 32;
+        let sized = |memory, overhead, limit_mib| {
+            let linux = LinuxPodSandboxConfig {
+                resources: Some(limits(0, memory)),
+                overhead: Some(limits(0, overhead)),
+                ..LinuxPodSandboxConfig::default()
+            };
+            vm_size(Some(&linux), &config, limit_mib)
+                .unwrap()
+                .memory_mib
+        };
+        // All of it within the limit: 96 MiB of the overhead are the guest's.
+        assert_eq!(sized(100, 128, Some(228)), 196);
+        assert_eq!(sized(100, 128, Some(1000)), 512);
+        // A container without a limit, or without the cgroup.
+        assert_eq!(sized(100, 128, None), 512);
+        assert_eq!(sized(1000, 128, None), 1096);
+        // The overhead is less than there is, or none is named.
+        assert_eq!(sized(100, 64, Some(164)), 512);
+        assert_eq!(sized(1000, 0, Some(1000)), 1064);
     }
 
     #[test]

@@ -77,6 +77,7 @@ fn info(server: &RuntimeServer) -> HashMap<String, String> {
             "defaultVcpus": config.vcpus,
             "defaultMemoryMiB": config.memory_mib,
             "overheadMiB": config.overhead_mib,
+            "vmmMiB": config.vmm_mib,
             "maxMemoryMiB": config.max_memory_mib,
         },
         "version": config.version,

@@ -60,6 +60,7 @@ pub(crate) fn sandbox(
         memory_mib: size.memory_mib,
         engine: pod.engine,
         scratch_mib: Some(scratch_mib),
+        cgroup_parent: String::new(),
         share_process_namespace: manifest.spec.share_process_namespace,
         user_namespace: user_namespace(manifest),
         sysctls: BTreeMap::new(),

@@ -32,6 +32,7 @@
 
 mod attach;
 pub mod capabilities;
+mod cgroup;
 mod clock;
 mod config;
 mod container;
@@ -71,6 +72,7 @@ mod volumes;
 mod watch;
 
 pub use attach::AttachSpec;
+pub use cgroup::{memory_limit_mib, vmm_memory_mib};
 pub use config::{Config, Timeouts};
 pub use error::{SandboxError, chain};
 pub use events::{Change, Event};

@@ -172,6 +172,9 @@ pub struct Sandbox {
     /// Process id of the engine's child (QEMU), 0 if there is none.
     #[serde(default)]
     pub engine_pid: u32,
+    /// Its VMM is in the cgroup of [`SandboxSpec::cgroup_parent`].
+    #[serde(default)]
+    pub in_cgroup_parent: bool,
     /// Its network, until that is taken away.
     #[serde(default)]
     pub network: Option<NetworkRecord>,

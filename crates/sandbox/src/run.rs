@@ -11,7 +11,7 @@ use crate::registry::Entry;
 use crate::spec::{PathVolume, SandboxSpec};
 use crate::vmm::{Vmm, open_append, open_read};
 use crate::volumes::{self, VolumeSource};
-use crate::{Inner, death, name_files, network, scratch, undo, vm_plan, watch};
+use crate::{Inner, cgroup, death, name_files, network, scratch, undo, vm_plan, watch};
 use guest_api::proto::{client_message::Call, response};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -45,6 +45,7 @@ pub(crate) fn reserve(inner: &Arc<Inner>, spec: SandboxSpec) -> Result<Arc<Entry
         stages: Vec::new(),
         kernel_release: String::new(),
         engine_pid: 0,
+        in_cgroup_parent: false,
         network: None,
         pod_ips: Vec::new(),
         block_volumes: Vec::new(),
@@ -142,13 +143,6 @@ async fn cancelled(entry: &Entry) -> SandboxError {
     SandboxError::Cancelled(entry.id.clone())
 }
 
-pub(crate) async fn push_step(entry: &Entry, step: Step) -> Result<(), SandboxError> {
-    entry
-        .record
-        .update(|sandbox| sandbox.steps.push(step))
-        .await
-}
-
 async fn add_stages(
     entry: &Entry,
     stages: impl IntoIterator<Item = Stage>,
@@ -222,8 +216,17 @@ async fn start_vmm(
     clock: &Stopwatch,
 ) -> Result<Arc<Live>, SandboxError> {
     let paths = inner.config.paths(&entry.id);
-    push_step(entry, Step::Vmm(None)).await?;
-    let (vmm, process) = Vmm::start(&inner.config.launcher, &entry.id, &paths).await?;
+    let (spec, engine) = entry.record.read(|s| (s.spec.clone(), s.engine));
+    let in_parent = crate::blocking(&entry.id, move || cgroup::fits_parent(&spec, engine)).await?;
+    entry
+        .record
+        .update(|sandbox| {
+            sandbox.in_cgroup_parent = in_parent;
+            sandbox.steps.push(Step::Vmm(None));
+        })
+        .await?;
+    let group = entry.record.read(cgroup::of);
+    let (vmm, process) = Vmm::start(&inner.config.launcher, &entry.id, &paths, group).await?;
     let id = VmmId {
         pid: process.pid(),
         start_time: process.start_time(),

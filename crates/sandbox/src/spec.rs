@@ -69,6 +69,10 @@ pub struct SandboxSpec {
     /// Size of the scratch disk in MiB; `None`: the manager's default.
     #[serde(default)]
     pub scratch_mib: Option<u64>,
+    /// A cgroup of the host, relative to the root of each hierarchy, for the VM's
+    /// processes; empty: none. They are elsewhere where the VM does not fit.
+    #[serde(default)]
+    pub cgroup_parent: String,
     /// Containers share one PID namespace.
     #[serde(default)]
     pub share_process_namespace: bool,

@@ -7,7 +7,7 @@ use crate::live::Live;
 use crate::record::SandboxState;
 use crate::registry::{ContainerEntry, Entry};
 use crate::usage::{NetworkInterface, Usage, interfaces};
-use crate::{network, vmm};
+use crate::{cgroup, network};
 use guest_api::proto::{StatsRequest, StatsResponse, client_message::Call, response};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -159,13 +159,12 @@ fn with_measured(
 }
 
 async fn measure(inner: &Inner, entry: &Entry, live: &Arc<Live>) -> Result<Measured, SandboxError> {
-    let id = entry.id.clone();
+    let cgroup = entry.record.read(cgroup::of);
     let vmm_pid = live.process.pid();
     let (engine_pid, record) = entry.record.read(|s| (s.engine_pid, s.network.clone()));
     let network = Arc::clone(&inner.network);
     let scratch = live.paths.scratch();
     crate::blocking(&entry.id, move || {
-        let cgroup = vmm::cgroup(&id);
         let engine_pid = (engine_pid != 0).then_some(engine_pid);
         let host = vm_launcher::host_usage(vmm_pid, engine_pid, cgroup.as_ref());
         Measured {

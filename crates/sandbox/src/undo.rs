@@ -6,7 +6,7 @@ use crate::container::undo_container_step;
 use crate::error::{SandboxError, chain};
 use crate::record::{NotReadyReason, SandboxState, Step};
 use crate::registry::Entry;
-use crate::{Inner, death, network, orphans};
+use crate::{Inner, cgroup, death, network, orphans};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -84,7 +84,8 @@ async fn undo_step(
                 live.set_died(death::find(&paths).cause);
             }
             entry.set_live(None);
-            crate::vmm::remove_cgroup(&entry.id, inner.config.timeouts.vmm_exit).await;
+            let spec = entry.record.read(|s| s.spec.clone());
+            cgroup::remove(&spec, inner.config.timeouts.vmm_exit).await;
             Ok(())
         }
         // Steps of containers are on containers' stacks.

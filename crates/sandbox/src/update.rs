@@ -5,7 +5,7 @@ use crate::error::SandboxError;
 use crate::record::{ContainerState, SandboxState};
 use crate::registry::{ContainerEntry, Entry};
 use crate::spec::ResourceSpec;
-use crate::vm_plan;
+use crate::{cgroup, vm_plan};
 use guest_api::proto::{UpdateContainerRequest, UpdateSandboxRequest, client_message::Call};
 use std::sync::Arc;
 
@@ -30,6 +30,9 @@ pub(crate) async fn container(
         resources: Some(vm_plan::resources(&limits)),
     });
     let live = entry.require_live()?;
+    if item.record.read(|c| sinks(&c.spec.resources, &limits)) {
+        cgroup::leave_parent(entry).await?;
+    }
     let what = "change the container's limits";
     let limit = inner.config.timeouts.control;
     live.call_within(what, call, limit).await?;
@@ -49,6 +52,9 @@ pub(crate) async fn sandbox(
     if state != SandboxState::Ready {
         return Err(entry.wrong_state(state, "Ready"));
     }
+    if entry.record.read(|s| sinks(&s.spec.resources, &limits)) {
+        cgroup::leave_parent(entry).await?;
+    }
     let call = Call::UpdateSandbox(UpdateSandboxRequest {
         resources: Some(vm_plan::resources(&limits)),
     });
@@ -56,4 +62,9 @@ pub(crate) async fn sandbox(
     let limit = inner.config.timeouts.control;
     live.call_within(what, call, limit).await?;
     entry.record.update(|s| s.spec.resources = limits).await
+}
+
+/// Whether less memory is allowed than before; 0 is no limit.
+fn sinks(before: &ResourceSpec, after: &ResourceSpec) -> bool {
+    after.memory_max != 0 && (before.memory_max == 0 || after.memory_max < before.memory_max)
 }

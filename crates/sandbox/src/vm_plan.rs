@@ -12,6 +12,7 @@ use crate::spec::{
 };
 use guest_api::proto as guest;
 use std::collections::BTreeSet;
+use vm_launcher::{Cgroup, CgroupError};
 use vm_spec::proto::{BootRequest, Extent};
 
 /// Most volumes, sysctls or mounts that are taken.
@@ -55,6 +56,11 @@ pub(crate) fn check_sandbox(spec: &SandboxSpec, paths: &Paths) -> Result<(), San
     }
     if spec.volumes.len() > MAX_ITEMS || spec.sysctls.len() > MAX_ITEMS {
         return Err(invalid("volumes", "more than 256 volumes or sysctls"));
+    }
+    if let Err(error @ CgroupError::Name(_)) = Cgroup::named(&spec.cgroup_parent)
+        && !spec.cgroup_parent.is_empty()
+    {
+        return Err(invalid("cgroup_parent", error.to_string()));
     }
     if let Some(users) = &spec.user_namespace {
         check_ids("user_namespace.uids", users.uids)?;
@@ -465,6 +471,7 @@ pub(crate) mod tests {
             memory_mib: 128,
             engine: None,
             scratch_mib: None,
+            cgroup_parent: String::new(),
             share_process_namespace: false,
             user_namespace: None,
             sysctls: Default::default(),

@@ -5,7 +5,6 @@
 use crate::config::Paths;
 use crate::error::{SandboxError, chain};
 use crate::process_end::ProcessEnd;
-use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,10 +20,6 @@ use vm_spec::proto::{
 
 /// File name of the VMM's program.
 pub(crate) const PROGRAM: &str = "spherule-vmm";
-/// Where the cgroups of VMMs lie in each hierarchy.
-const CGROUPS: &str = "spherule";
-/// Pause between two attempts to remove one.
-const CGROUP_RETRY: Duration = Duration::from_millis(10);
 
 /// A VMM's process, by descriptor.
 #[derive(Debug)]
@@ -93,15 +88,15 @@ impl Vmm {
         launcher: &Launcher,
         id: &str,
         paths: &Paths,
+        group: Option<Cgroup>,
     ) -> Result<(Self, Process), SandboxError> {
         let vmm = Self::new(id, paths);
         let (launcher, dir, log) = (launcher.clone(), paths.run.clone(), paths.vmm_log());
-        let group = id.to_owned();
         let process = vmm
             .blocking("be started", move || {
                 let log = open_append(&log).map_err(|error| chain(&error))?;
                 launcher
-                    .spawn(&dir, log, cgroup(&group).as_ref())
+                    .spawn(&dir, log, group.as_ref())
                     .map_err(|error| chain(&error))
             })
             .await?;
@@ -312,48 +307,4 @@ pub(crate) async fn open_log(id: &str, path: PathBuf) -> Result<File, SandboxErr
         open_append(&path)
     };
     crate::blocking(id, open).await?
-}
-
-/// The cgroup of a sandbox's VMM, where the host has any.
-pub(crate) fn cgroup(id: &str) -> Option<Cgroup> {
-    let named = Cgroup::named(&format!("{CGROUPS}/{id}"));
-    named
-        .inspect_err(|error| tracing::debug!(sandbox = id, %error, "no cgroup for the VMM"))
-        .ok()
-}
-
-/// Removes the cgroup of a VMM that has ended, and ends what is left in it: the
-/// engine's child dies with the VMM, but a moment later.
-pub(crate) async fn remove_cgroup(id: &str, limit: Duration) {
-    let Some(group) = cgroup(id) else {
-        return;
-    };
-    let deadline = tokio::time::Instant::now() + limit;
-    while let Err(error) = group.remove() {
-        if tokio::time::Instant::now() > deadline {
-            tracing::warn!(
-                sandbox = id,
-                error = chain(&error),
-                "the cgroup of its VMM stays"
-            );
-            return;
-        }
-        kill_all(&group);
-        tokio::time::sleep(CGROUP_RETRY).await;
-    }
-}
-
-/// Kills the processes of a group.
-fn kill_all(group: &Cgroup) {
-    for dir in group.dirs() {
-        let members = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-        for pid in members.lines().filter_map(|line| line.parse().ok()) {
-            // 0 is a process of another PID namespace, and would mean our own group.
-            if let Some(pid) = Pid::from_raw(pid)
-                && pid.as_raw_pid() > 1
-            {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
-    }
 }

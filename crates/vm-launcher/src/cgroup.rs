@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Where cgroups are mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
 /// Version 1 hierarchies in which the process gets a group.
-const V1_CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "freezer"];
+const V1_CONTROLLERS: [&str; 5] = ["memory", "cpu", "cpuacct", "pids", "freezer"];
 
 /// Why a group could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,8 @@ pub enum CgroupError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
     dirs: Vec<PathBuf>,
+    /// Groups above it are not ours to make.
+    inside: bool,
 }
 
 impl Cgroup {
@@ -46,6 +48,18 @@ impl Cgroup {
     /// If the name is not a relative path, or no cgroups are mounted.
     pub fn named(name: &str) -> Result<Self, CgroupError> {
         Self::below(Path::new(MOUNT), name)
+    }
+
+    /// Names a group in one that somebody else makes: it is joined in those
+    /// hierarchies only that have that one.
+    ///
+    /// # Errors
+    /// As [`Self::named`].
+    pub fn inside(parent: &str, name: &str) -> Result<Self, CgroupError> {
+        Self::below(Path::new(MOUNT), &format!("{parent}/{name}")).map(|group| Self {
+            inside: true,
+            ..group
+        })
     }
 
     pub(crate) fn below(mount: &Path, name: &str) -> Result<Self, CgroupError> {
@@ -68,6 +82,7 @@ impl Cgroup {
         }
         Ok(Self {
             dirs: roots.into_iter().map(|root| root.join(name)).collect(),
+            inside: false,
         })
     }
 
@@ -76,12 +91,21 @@ impl Cgroup {
         &self.dirs
     }
 
+    /// Whether it is there, in any hierarchy.
+    pub fn exists(&self) -> bool {
+        self.dirs.iter().any(|dir| dir.exists())
+    }
+
     /// Makes the group where it is missing and moves a process into it.
     ///
     /// # Errors
     /// What the first hierarchy that refuses says; the others are done.
     pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
         self.each("joined", |dir| {
+            let parent = dir.parent().unwrap_or(dir);
+            if self.inside && !parent.exists() {
+                return Ok(());
+            }
             std::fs::create_dir_all(dir)?;
             std::fs::write(dir.join("cgroup.procs"), pid.to_string())
         })
@@ -159,5 +183,24 @@ mod tests {
         std::fs::remove_file(procs).unwrap();
         group.remove().unwrap();
         group.remove().unwrap();
+    }
+
+    #[test]
+    fn group_above_is_not_made() {
+        let mount = tempfile::tempdir().unwrap();
+        for controller in ["memory", "pids"] {
+            std::fs::create_dir(mount.path().join(controller)).unwrap();
+            std::fs::write(mount.path().join(controller).join("cgroup.procs"), "").unwrap();
+        }
+        std::fs::create_dir(mount.path().join("pids/pod")).unwrap();
+        let group = Cgroup {
+            inside: true,
+            ..Cgroup::below(mount.path(), "pod/vm").unwrap()
+        };
+        assert!(!group.exists());
+        group.add(42).unwrap();
+        assert!(group.exists());
+        assert!(mount.path().join("pids/pod/vm/cgroup.procs").exists());
+        assert!(!mount.path().join("memory/pod").exists());
     }
 }

@@ -118,10 +118,20 @@ impl Cgroup {
         })
     }
 
+    /// Most memory that it may be charged for, in bytes; `None` without a limit.
+    pub fn memory_limit_bytes(&self) -> Option<u64> {
+        // Version 1 says a number that no machine has.
+        self.memory_figure(["memory.max", "memory.limit_in_bytes"])
+            .filter(|bytes| *bytes < 1 << 60)
+    }
+
     /// Memory it is charged for, in bytes.
     pub fn memory_bytes(&self) -> Option<u64> {
+        self.memory_figure(["memory.current", "memory.usage_in_bytes"])
+    }
+
+    fn memory_figure(&self, files: [&str; 2]) -> Option<u64> {
         self.dirs().iter().find_map(|dir| {
-            let files = ["memory.current", "memory.usage_in_bytes"];
             let mut texts = files.iter().map(|file| fs::read_to_string(dir.join(file)));
             texts.find_map(|text| text.ok()?.trim().parse().ok())
         })
@@ -185,11 +195,19 @@ mod tests {
         write("cpu/s/p/cpuacct.usage", "77\n");
         write("memory/s/p/memory.usage_in_bytes", "4096\n");
         assert_eq!((v1.cpu_ns(), v1.memory_bytes()), (Some(77), Some(4096)));
+        write("memory/s/p/memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(v1.memory_limit_bytes(), None);
+        write("memory/s/p/memory.limit_in_bytes", "65536\n");
+        assert_eq!(v1.memory_limit_bytes(), Some(65536));
 
         write("cgroup.controllers", "");
         let v2 = Cgroup::below(root, "s/p").unwrap();
         write("s/p/cpu.stat", "usage_usec 5\nuser_usec 4\n");
         write("s/p/memory.current", "8192\n");
         assert_eq!((v2.cpu_ns(), v2.memory_bytes()), (Some(5000), Some(8192)));
+        write("s/p/memory.max", "max\n");
+        assert_eq!(v2.memory_limit_bytes(), None);
+        write("s/p/memory.max", "65536\n");
+        assert_eq!(v2.memory_limit_bytes(), Some(65536));
     }
 }

@@ -42,7 +42,7 @@ fn sandbox(privileged: bool) -> CriSandbox {
         ..PodSandboxConfig::default()
     };
     let settings = crate::Config::new("0", 4096);
-    let spec = crate::sandbox_run::convert("a1", &config, "", &settings).unwrap();
+    let spec = crate::sandbox_run::convert("a1", &config, "", &settings, None).unwrap();
     let sandbox = Sandbox {
         spec,
         engine: Engine::Qemu,
@@ -54,6 +54,7 @@ fn sandbox(privileged: bool) -> CriSandbox {
         stages: Vec::new(),
         kernel_release: String::new(),
         engine_pid: 0,
+        in_cgroup_parent: false,
         network: None,
         pod_ips: Vec::new(),
         block_volumes: Vec::new(),

@@ -135,6 +135,7 @@ impl Node {
             memory_mib: 160,
             engine: None,
             scratch_mib: Some(64),
+            cgroup_parent: String::new(),
             share_process_namespace: false,
             user_namespace: None,
             sysctls: Default::default(),

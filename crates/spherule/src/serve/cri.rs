@@ -37,6 +37,7 @@ pub(crate) fn services(
 pub(crate) fn config(args: &Args, engines: &Engines, root: &Path, run: &Path) -> Config {
     let mut config = Config::new(env!("CARGO_PKG_VERSION"), host_memory_mib());
     config.network = args.network.wanted();
+    config.vmm_mib = sandbox::vmm_memory_mib(engines.chosen);
     let known: Vec<_> = engines
         .infos
         .iter()
