@@ -82,6 +82,29 @@ fn fill(daemon: &Daemon, leave: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Uses up the room that the file of the records has in itself.
+fn fill_records(daemon: &Daemon) -> anyhow::Result<()> {
+    for size in [100_000, 10_000, 1_000, 10] {
+        let refused = (0..500).find_map(|n| {
+            let map = json!({
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": format!("filler-{size}-{n}")},
+                "data": {"text": "x".repeat(size)},
+            });
+            match daemon.apply(&map.to_string()) {
+                Ok(ran) if ran.code == Some(0) => None,
+                ran => Some(ran),
+            }
+        });
+        let Some(ran) = refused else {
+            anyhow::bail!("pieces of {size} bytes always find room");
+        };
+        ran?.refused(&["No space left"])?;
+    }
+    Ok(())
+}
+
 fn make_room(daemon: &Daemon) -> anyhow::Result<()> {
     Ok(std::fs::remove_file(filler(daemon))?)
 }
@@ -182,6 +205,7 @@ fn full_at_the_end() -> anyhow::Result<()> {
     daemon.run_detached(&one("ends-full", "exec sleep 1000", json!({})))?;
     let pod = daemon.wait_for("ends-full", "running", running)?;
     fill(&daemon, 0)?;
+    fill_records(&daemon)?;
     kill_process(vmm_pid(&pod)?, Signal::KILL)?;
     let start = Instant::now();
     while !daemon.log().contains("could not be recorded; trying again") {

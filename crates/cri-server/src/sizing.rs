@@ -107,7 +107,8 @@ fn size(
     room_mib: Option<u64>,
 ) -> Result<VmSize, CriError> {
     let needs = needs(context, limits, overhead, config)?;
-    let needed = needs.memory_mib.unwrap_or(0).max(vm_spec::MIN_MEMORY_MIB);
+    let needed = needs.memory_mib.unwrap_or(config.memory_mib);
+    let needed = needed.max(vm_spec::MIN_MEMORY_MIB);
     let room = room_mib.filter(|room| *room >= needed).unwrap_or(u64::MAX);
     let memory_mib = needed.max(config.memory_mib).min(room);
     if memory_mib > config.max_memory_mib {
