@@ -5,6 +5,7 @@ use anyhow::ensure;
 use cri_api::v1::{self, LinuxContainerResources, LinuxPodSandboxConfig};
 use spherule_tests::cri::{Cri, container_config, sandbox_config};
 use spherule_tests::{Daemon, DaemonOptions};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -36,8 +37,11 @@ impl PodGroup {
         let roots = if mount.join("cgroup.controllers").exists() {
             vec![mount.to_owned()]
         } else {
-            let controllers = ["memory", "cpu", "cpuacct", "pids"].map(|c| mount.join(c));
-            controllers.into_iter().filter(|c| c.exists()).collect()
+            // Some hosts have two of them in one hierarchy.
+            let controllers = ["memory", "cpu", "cpuacct", "pids"];
+            let roots = controllers.map(|c| mount.join(c).canonicalize());
+            let roots: BTreeSet<_> = roots.into_iter().filter_map(Result::ok).collect();
+            roots.into_iter().collect()
         };
         Self::at(name, roots)
     }
@@ -57,8 +61,9 @@ impl PodGroup {
 
     fn limit_memory(&self, bytes: i64) -> anyhow::Result<()> {
         for dir in self.dirs() {
-            // The controller of version 2 is enabled from above.
-            for above in dir.ancestors().skip(1).take(2) {
+            // The controller of version 2 is enabled from above, the root first.
+            let above: Vec<_> = dir.ancestors().skip(1).take(2).collect();
+            for above in above.into_iter().rev() {
                 let _ = std::fs::write(above.join("cgroup.subtree_control"), "+memory");
             }
         }
