@@ -21,12 +21,23 @@ const CPU_PERIOD_US: u64 = 100_000;
 const PERIODS_US: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
 /// Least quota that the kernel takes, in microseconds.
 const MIN_QUOTA_US: u64 = 1_000;
+/// What cgroup v1 calls no limit of memory: the most that whole pages (of up to 64
+/// KiB) come to. The kubelet passes on what it reads of a pod's cgroup.
+const UNLIMITED: i64 = i64::MAX - 0xffff;
 /// Values that the kernel takes as a process's oom_score_adj.
 const OOM_SCORES: std::ops::RangeInclusive<i64> = -1000..=1000;
 
 /// `value` as a count: 0 or less is "not set".
 fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
+}
+
+/// Memory in bytes; 0: no limit.
+pub(crate) fn memory(wish: &LinuxContainerResources) -> u64 {
+    match wish.memory_limit_in_bytes {
+        UNLIMITED.. => 0,
+        limit => count(limit),
+    }
 }
 
 /// CPU quota and period in microseconds; quota 0: no limit.
@@ -55,7 +66,7 @@ pub(crate) fn to_spec(
     vcpus: u32,
 ) -> Result<ResourceSpec, CriError> {
     let (cpu_quota_us, cpu_period_us) = cpu(context, wish)?;
-    let memory_max = count(wish.memory_limit_in_bytes);
+    let memory_max = memory(wish);
     check_cpus(context, &wish.cpuset_cpus, vcpus)?;
     check_hugepages(context, wish)?;
     if !matches!(wish.cpuset_mems.as_str(), "" | "0") {
@@ -252,6 +263,14 @@ mod tests {
             ..LinuxContainerResources::default()
         };
         assert_eq!(convert(&none).unwrap(), ResourceSpec::default());
+        // As cgroup v1 tells it, with pages of 4 and of 64 KiB.
+        for memory in [-1, 0x7fff_ffff_ffff_f000, 0x7fff_ffff_ffff_0000, i64::MAX] {
+            let none = LinuxContainerResources {
+                memory_limit_in_bytes: memory,
+                ..LinuxContainerResources::default()
+            };
+            assert_eq!(convert(&none).unwrap(), ResourceSpec::default());
+        }
     }
 
     #[test]

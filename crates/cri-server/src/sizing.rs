@@ -59,8 +59,8 @@ pub(crate) fn needs(
     config: &Config,
 ) -> Result<Needs, CriError> {
     let mib = |of: &LinuxContainerResources| {
-        let bytes = u64::try_from(of.memory_limit_in_bytes).ok();
-        bytes.filter(|bytes| *bytes > 0).map(|b| b.div_ceil(MIB))
+        let bytes = Some(resources::memory(of)).filter(|bytes| *bytes > 0);
+        bytes.map(|b| b.div_ceil(MIB))
     };
     let stated = mib(overhead).unwrap_or(0);
     let own_mib = stated
@@ -196,6 +196,16 @@ mod tests {
         // The overhead is less than there is, or none is named.
         assert_eq!(sized(100, 64, Some(164)), 512);
         assert_eq!(sized(1000, 0, Some(1000)), 1064);
+    }
+
+    #[test]
+    fn no_limit_as_cgroup_v1_tells_it_needs_no_memory() {
+        let none = LinuxContainerResources {
+            memory_limit_in_bytes: 0x7fff_ffff_ffff_f000,
+            ..limits(50_000, 0)
+        };
+        let needed = needs("r", &none, &LinuxContainerResources::default(), &config()).unwrap();
+        assert_eq!((needed.vcpus, needed.memory_mib), (Some(1), None));
     }
 
     #[test]
