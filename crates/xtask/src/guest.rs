@@ -1,10 +1,10 @@
 //! Builds spherule-init as a static binary and packs it into the initramfs that
 //! every guest boots from (`target/guest/initramfs.cpio`).
 
+use crate::run::{cargo, checked, step};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Largest spherule-init in bytes: every guest copies it to memory at boot.
 const MAX_BINARY: u64 = 2 << 20;
@@ -36,7 +36,6 @@ pub(crate) fn ensure(root: &Path) -> Result<PathBuf> {
 /// Compiles spherule-init. A target directory of its own, since the flags differ
 /// from those of the host's binaries.
 fn build(root: &Path, target_dir: &Path) -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // Static, and linked to fixed addresses: nothing to relocate at start. Paths
     // of the build machine stay out of the binary.
     let mut flags = vec![
@@ -49,23 +48,15 @@ fn build(root: &Path, target_dir: &Path) -> Result<PathBuf> {
     if let Some(home) = cargo_home {
         flags.push(format!("--remap-path-prefix={}=cargo", home.display()));
     }
-    let status = Command::new(cargo)
-        .current_dir(root)
-        .args([
-            "build",
-            "--quiet",
-            "--profile",
-            "guest",
-            "--package",
-            "guest-agent",
-        ])
+    step("building spherule-init");
+    let mut cargo = cargo(root);
+    cargo
+        .args(["build", "--profile", "guest", "--package", "guest-agent"])
         .args(["--target", TARGET, "--target-dir"])
         .arg(target_dir)
         // Encoded: paths may contain spaces. It wins over RUSTFLAGS.
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
-        .status()
-        .context("starting cargo to build spherule-init")?;
-    ensure!(status.success(), "building spherule-init failed ({status})");
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    checked(&mut cargo)?;
     Ok(target_dir.join(TARGET).join("guest/spherule-init"))
 }
 

@@ -25,5 +25,17 @@ pub(crate) fn checked(command: &mut Command) -> anyhow::Result<()> {
 pub(crate) fn cargo(root: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root);
+    // What cargo tells this program of its own package. Build scripts that look at
+    // such variables (ring's) would be run anew, and all that stands on them, each
+    // time that cargo is called by xtask after it was called by hand.
+    for (name, _) in std::env::vars_os() {
+        let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+        if of_package
+            .iter()
+            .any(|of| name.to_string_lossy().starts_with(of))
+        {
+            cargo.env_remove(name);
+        }
+    }
     cargo
 }
