@@ -33,26 +33,25 @@ pub fn memory_limit_mib(cgroup: &str) -> Option<u64> {
     Some(named(cgroup)?.memory_limit_bytes()? / MIB)
 }
 
-/// Whether a VM can be in the group that its caller names. Blocks for a moment.
+/// Whether a VM can be in the group that its caller names, where it names one. Blocks
+/// for a moment.
 pub(crate) fn fits_parent(spec: &SandboxSpec, engine: Engine) -> bool {
     let parent = spec.cgroup_parent.as_str();
-    if parent.is_empty() {
-        return false;
-    }
     let needed = spec.memory_mib.saturating_add(vmm_memory_mib(engine));
-    let refused = match memory_limit_mib(parent) {
-        _ if !named(parent).is_some_and(|group| group.exists()) => "there is none".to_owned(),
-        Some(limit) if limit < needed => {
-            format!("it is limited to {limit} MiB, the VM needs {needed} (see pod overhead)")
-        }
-        _ => return true,
-    };
-    tracing::info!(
-        sandbox = spec.id,
-        parent,
-        "the VM runs in a cgroup of its own: {refused}"
-    );
-    false
+    let limit = memory_limit_mib(parent).unwrap_or(u64::MAX);
+    let exists = named(parent).is_some_and(|group| group.exists());
+    let fits = exists && needed <= limit;
+    if !fits {
+        tracing::info!(
+            sandbox = spec.id,
+            parent,
+            exists,
+            limit,
+            needed,
+            "the VM runs in a cgroup of its own (MiB; a pod overhead makes room for it)"
+        );
+    }
+    fits
 }
 
 /// The VMM's group, where the host has any.

@@ -217,7 +217,8 @@ async fn start_vmm(
 ) -> Result<Arc<Live>, SandboxError> {
     let paths = inner.config.paths(&entry.id);
     let (spec, engine) = entry.record.read(|s| (s.spec.clone(), s.engine));
-    let in_parent = crate::blocking(&entry.id, move || cgroup::fits_parent(&spec, engine)).await?;
+    let in_parent = !spec.cgroup_parent.is_empty()
+        && crate::blocking(&entry.id, move || cgroup::fits_parent(&spec, engine)).await?;
     entry
         .record
         .update(|sandbox| {

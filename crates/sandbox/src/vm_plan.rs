@@ -57,8 +57,8 @@ pub(crate) fn check_sandbox(spec: &SandboxSpec, paths: &Paths) -> Result<(), San
     if spec.volumes.len() > MAX_ITEMS || spec.sysctls.len() > MAX_ITEMS {
         return Err(invalid("volumes", "more than 256 volumes or sysctls"));
     }
-    if let Err(error @ CgroupError::Name(_)) = Cgroup::named(&spec.cgroup_parent)
-        && !spec.cgroup_parent.is_empty()
+    if !spec.cgroup_parent.is_empty()
+        && let Err(error @ CgroupError::Name(_)) = Cgroup::named(&spec.cgroup_parent)
     {
         return Err(invalid("cgroup_parent", error.to_string()));
     }
