@@ -19,6 +19,7 @@ mod cri_faults;
 mod cri_images;
 mod cri_refusals;
 mod cri_resources;
+mod empty_dirs;
 mod engines;
 mod ephemeral;
 mod full_disk;
@@ -125,6 +126,8 @@ fn main() -> ExitCode {
         trials("network", network::LONG, &no_long_network),
         trials("shares", shares::TESTS, no_engine),
         trials("shares", shares::MOUNTS, &no_disk),
+        trials("empty_dirs", empty_dirs::TESTS, no_engine),
+        trials("empty_dirs", empty_dirs::MOUNTS, &no_disk),
         trials("image_gc", image_gc::TESTS, &no_disk),
         trials("storage", storage::TESTS, no_engine),
         trials("storage", storage::LONG, &too_long),

@@ -18,6 +18,9 @@ pub struct Config {
     pub vmm_mib: u64,
     /// Largest memory in MiB of one VM.
     pub max_memory_mib: u64,
+    /// A kubelet's emptyDirs are disks and memory of the pod's VM, not directories of
+    /// the node that it shares.
+    pub empty_dirs_inside: bool,
     /// Pods get the node's network; otherwise their loopback only.
     pub network: bool,
     /// What the daemon found of its node (engine and why, directories), for the
@@ -37,6 +40,7 @@ impl Config {
             overhead_mib: 64,
             vmm_mib: 0,
             max_memory_mib,
+            empty_dirs_inside: true,
             network: true,
             facts: serde_json::Value::Null,
         }

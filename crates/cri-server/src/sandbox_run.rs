@@ -162,6 +162,7 @@ pub(crate) fn convert(
         shm_size: 0,
         volumes: Vec::new(),
         shares: true,
+        empty_dirs_inside: settings.empty_dirs_inside,
         // Which devices its containers will have is not known yet.
         block_volumes: Vec::new(),
         volume_bays: 1,

@@ -18,6 +18,7 @@ use crate::sandbox::Sandbox;
 use crate::stats;
 use crate::stream::Slots;
 use crate::sys::process;
+use crate::volumes;
 use guest_api::proto::client_message::Call;
 use guest_api::proto::response::Result as Answer;
 use guest_api::proto::{
@@ -144,13 +145,17 @@ impl Agent {
 
     fn attach_volume(&mut self, request: &AttachVolumeRequest) -> Result<Answer, AgentError> {
         let sandbox = self.sandbox.as_mut().ok_or_else(not_set_up)?;
-        if sandbox.volumes.contains_key(&request.name) {
+        if request.file_system == volumes::IN_MEMORY {
+            volumes::attach_in_memory(&mut sandbox.volumes, request, &sandbox.users)?;
+        } else if sandbox.volumes.contains_key(&request.name) {
             return Err(AgentError::Exists {
                 what: format!("the volume {}", request.name),
             });
+        } else {
+            let disks = &mut self.disks;
+            let volumes = &mut sandbox.block_volumes;
+            volumes.attach(request, disks, &sandbox.users)?;
         }
-        let volumes = &mut sandbox.block_volumes;
-        volumes.attach(request, &mut self.disks, &sandbox.users)?;
         Ok(Answer::AttachVolume(AttachVolumeResponse {}))
     }
 

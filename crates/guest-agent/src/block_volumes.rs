@@ -11,8 +11,8 @@ use crate::layout;
 use crate::sys::block;
 use crate::users::Users;
 use crate::volumes::is_dns_label;
-use guest_api::proto::AttachVolumeRequest;
-use rustix::fs::{Gid, Mode, OFlags};
+use guest_api::proto::{AttachVolumeRequest, Directory};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags as Attr, UnmountFlags, unmount};
 use std::collections::BTreeMap;
@@ -22,6 +22,10 @@ use std::os::fd::OwnedFd;
 const MAX_VOLUMES: usize = 256;
 /// Longest serial number.
 const MAX_SERIAL: usize = 64;
+/// The directory of a file system that is the volume, where it is not all of it, and
+/// its name until it is made.
+const DIRECTORY: &str = "volume";
+const UNFINISHED: &str = "volume.new";
 /// What a group may do with a device, and with the top of a file system, whose new
 /// files belong to it, too.
 const DEVICE_MODE: u32 = 0o660;
@@ -116,10 +120,27 @@ fn check(request: &AttachVolumeRequest) -> Result<Checked, AgentError> {
     if request.group == Some(u32::MAX) {
         return Err(AgentError::invalid("group", "is no group"));
     }
+    if let Some(directory) = &request.directory {
+        check_directory(directory)?;
+        if file_system.is_none() || request.read_only {
+            let problem = "needs a file system that is not read-only";
+            return Err(AgentError::invalid("directory", problem));
+        }
+    }
     Ok(Checked {
         extent,
         file_system,
     })
+}
+
+/// Refuses what no directory can have.
+pub(crate) fn check_directory(directory: &Directory) -> Result<(), AgentError> {
+    let Directory { uid, gid, mode } = *directory;
+    if uid == u32::MAX || gid == u32::MAX || mode > 0o7777 {
+        let problem = format!("{uid}:{gid} {mode:o}: no owners, or more than permissions");
+        return Err(AgentError::invalid("directory", problem));
+    }
+    Ok(())
 }
 
 fn in_use(name: &str, source: Errno) -> AgentError {
@@ -218,11 +239,15 @@ impl BlockVolumes {
         Ok(())
     }
 
-    /// Where the file system of a volume is mounted; `None` if there is no such
-    /// volume, or it has none.
+    /// Where the directory is that containers have of a volume; `None` if there is no
+    /// such volume, or it has no file system.
     pub(crate) fn directory(&self, name: &str) -> Option<String> {
-        let volume = self.0.get(name)?;
-        volume.mounted.then(|| mount_point(name))
+        let volume = self.0.get(name).filter(|volume| volume.mounted)?;
+        let top = mount_point(name);
+        Some(match volume.request.directory {
+            Some(_) => format!("{top}/{DIRECTORY}"),
+            None => top,
+        })
     }
 
     /// The device of a volume without a file system of ours, and whether it is
@@ -249,7 +274,11 @@ impl BlockVolume {
                 .doing(|| format!("giving the device of the volume {name} to its users"))?;
             return self.make_link(&path);
         };
-        let mount = mount(file_system, &path, self.request.read_only)?;
+        let mount = mount(file_system, &path, &self.request)?;
+        if let Some(directory) = &self.request.directory {
+            make_directory(&mount, directory)
+                .doing(|| format!("making the directory of the volume {name}"))?;
+        }
         if let Some(group) = self.request.group
             && !self.request.read_only
         {
@@ -291,9 +320,17 @@ impl BlockVolume {
     }
 }
 
-fn mount(file_system: FileSystem, path: &str, read_only: bool) -> Result<OwnedFd, AgentError> {
+fn mount(
+    file_system: FileSystem,
+    path: &str,
+    request: &AttachVolumeRequest,
+) -> Result<OwnedFd, AgentError> {
     let kind = file_system.name();
+    let read_only = request.read_only;
     let mut options = vec![("source", path), file_system.options()];
+    if request.directory.is_some() {
+        options.push(("discard", ""));
+    }
     let mut attributes = Attr::MOUNT_ATTR_NODEV;
     if read_only {
         options.push(("ro", ""));
@@ -318,6 +355,25 @@ fn mount(file_system: FileSystem, path: &str, read_only: bool) -> Result<OwnedFd
         },
         other => other,
     })
+}
+
+/// Makes the directory that a volume is, unless it is there: whole, or not at all.
+fn make_directory(mount: &OwnedFd, wanted: &Directory) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(mount, DIRECTORY, flags, Mode::empty()) {
+        Err(Errno::NOENT) => {}
+        other => return other.map(drop),
+    }
+    match rustix::fs::mkdirat(mount, UNFINISHED, Mode::RWXU) {
+        // A VM that was killed had begun it.
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e),
+    }
+    let made = rustix::fs::openat(mount, UNFINISHED, flags, Mode::empty())?;
+    let (uid, gid) = (Uid::from_raw(wanted.uid), Gid::from_raw(wanted.gid));
+    rustix::fs::fchown(&made, Some(uid), Some(gid))?;
+    rustix::fs::fchmod(&made, Mode::from_raw_mode(wanted.mode))?;
+    rustix::fs::renameat(mount, UNFINISHED, mount, DIRECTORY)
 }
 
 /// The top directory only: what lies below keeps its owners.
@@ -367,12 +423,35 @@ mod tests {
         }
     }
 
+    fn directory(uid: u32, mode: u32) -> Directory {
+        Directory { uid, gid: 0, mode }
+    }
+
+    #[test]
+    fn the_directory_is_made_once_and_keeps_what_its_users_make_of_it() {
+        use std::fs::{Permissions, metadata, set_permissions};
+        use std::os::unix::fs::PermissionsExt;
+        let top = tempfile::tempdir().unwrap();
+        let mount = OwnedFd::from(std::fs::File::open(top.path()).unwrap());
+        let volume = top.path().join(DIRECTORY);
+        let mode = || metadata(&volume).unwrap().permissions().mode() & 0o7777;
+        // Begun by a VM that was killed.
+        std::fs::create_dir(top.path().join(UNFINISHED)).unwrap();
+        let own = rustix::process::getuid().as_raw();
+        make_directory(&mount, &directory(own, 0o2777)).unwrap();
+        assert_eq!(mode(), 0o2777);
+        set_permissions(&volume, Permissions::from_mode(0o700)).unwrap();
+        make_directory(&mount, &directory(own, 0o2777)).unwrap();
+        assert_eq!(mode(), 0o700);
+        assert_eq!(std::fs::read_dir(top.path()).unwrap().count(), 1);
+    }
+
     type Change = fn(&mut AttachVolumeRequest);
 
     #[test]
     fn a_wrong_request_names_its_field() {
         assert!(check(&request()).is_ok());
-        let changes: [(Change, &str); 7] = [
+        let changes: [(Change, &str); 10] = [
             (|r| r.name = "../x".to_owned(), "name"),
             (|r| r.extent = None, "extent"),
             (|r| r.extent.as_mut().unwrap().length = 100, "extent.length"),
@@ -380,6 +459,15 @@ mod tests {
             (|r| r.serial = "x".repeat(65), "serial"),
             (|r| r.file_system = "vfat".to_owned(), "file_system"),
             (|r| r.group = Some(u32::MAX), "group"),
+            (|r| r.directory = Some(directory(0, 0o10_000)), "directory"),
+            (|r| r.directory = Some(directory(u32::MAX, 0)), "directory"),
+            (
+                |r| {
+                    r.directory = Some(directory(0, 0o777));
+                    r.read_only = true;
+                },
+                "directory",
+            ),
         ];
         for (change, field) in changes {
             let mut request = request();

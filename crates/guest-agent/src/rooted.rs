@@ -10,6 +10,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 pub(crate) enum Missing {
     /// A directory (mode 0755, root's), its parents too.
     Directory,
+    /// A directory of that mode (root's), its parents too.
+    DirectoryWith(u32),
     /// An empty file (mode 0644, root's); parents are directories.
     File,
 }
@@ -120,12 +122,13 @@ impl<'a> Rooted<'a> {
                 }
                 Err(Errno::NOENT) => {
                     let name = done.last().map_or("", String::as_str);
-                    let last = todo.is_empty();
-                    make(
-                        &parent,
-                        name,
-                        if last { missing } else { Missing::Directory },
-                    )?;
+                    let is_parent = !todo.is_empty() && missing == Missing::File;
+                    let missing = if is_parent {
+                        Missing::Directory
+                    } else {
+                        missing
+                    };
+                    make(&parent, name, missing)?;
                 }
                 Err(e) => return Err(e),
             }
@@ -156,6 +159,7 @@ fn link_target(found: &OwnedFd) -> Result<Option<String>, Errno> {
 fn make(parent: &OwnedFd, name: &str, missing: Missing) -> Result<(), Errno> {
     let made = match missing {
         Missing::Directory => rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)),
+        Missing::DirectoryWith(mode) => make_with(parent, name, Mode::from_raw_mode(mode)),
         Missing::File => {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
             rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
@@ -166,6 +170,14 @@ fn make(parent: &OwnedFd, name: &str, missing: Missing) -> Result<(), Errno> {
         Err(Errno::EXIST) => Ok(()),
         other => other,
     }
+}
+
+/// A directory of a mode that no umask changes.
+fn make_with(parent: &OwnedFd, name: &str, mode: Mode) -> Result<(), Errno> {
+    rustix::fs::mkdirat(parent, name, Mode::RWXU)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+    rustix::fs::fchmod(made, mode)
 }
 
 #[cfg(test)]
@@ -202,6 +214,23 @@ mod tests {
                 .unwrap()
                 .is_file()
         );
+    }
+
+    #[test]
+    fn directories_of_a_mode_have_it_up_to_the_root() {
+        use std::os::unix::fs::PermissionsExt;
+        let tmp = tempfile::tempdir().unwrap();
+        fs::create_dir(tmp.path().join("old")).unwrap();
+        let old = fs::metadata(tmp.path().join("old")).unwrap().permissions();
+        let root = dir_fd(tmp.path());
+        let rooted = Rooted::new(root.as_fd(), Escape::Refuse);
+        let missing = Missing::DirectoryWith(0o2777);
+        rooted.open_or_make("old/a/b", missing).unwrap();
+        let mode = |path: &str| fs::metadata(tmp.path().join(path)).unwrap().permissions();
+        for made in ["old/a", "old/a/b"] {
+            assert_eq!(mode(made).mode() & 0o7777, 0o2777, "{made}");
+        }
+        assert_eq!(mode("old"), old);
     }
 
     #[test]

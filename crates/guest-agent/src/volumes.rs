@@ -1,15 +1,21 @@
 //! emptyDir volumes: directories of the scratch disk, bounded by project quotas,
 //! and file systems in memory.
 
+use crate::block_volumes::check_directory;
 use crate::error::{AgentError, Doing};
 use crate::fs_mount;
 use crate::layout;
 use crate::sys::quota;
-use guest_api::proto::{Volume, volume::Medium};
+use crate::users::Users;
+use guest_api::proto::{AttachVolumeRequest, Directory, Volume, volume::Medium};
 use rustix::fs::{Gid, Mode, OFlags};
 use rustix::mount::MountAttrFlags as Attr;
 use std::collections::BTreeMap;
 
+/// The file system of volumes in memory, as requests name it.
+pub(crate) const IN_MEMORY: &str = "tmpfs";
+/// Most volumes of a pod.
+const MAX_VOLUMES: usize = 256;
 /// Project ids of volumes start here; 0 is every file that has none.
 const FIRST_PROJECT: u32 = 1;
 
@@ -75,20 +81,86 @@ pub(crate) fn is_dns_label(name: &str) -> bool {
 }
 
 fn create_in_memory(volume: &Volume) -> Result<String, AgentError> {
-    let path = format!("{}/{}", layout::MEMORY_VOLUMES, volume.name);
-    let size = volume.size_limit.to_string();
-    let mut options = vec![("mode", "0777")];
-    let group = volume.group.map(|group| group.to_string());
-    if let Some(group) = &group {
-        options = vec![("mode", "2777"), ("gid", group.as_str())];
-    }
-    if volume.size_limit > 0 {
-        options.push(("size", size.as_str()));
+    let top = Directory {
+        uid: 0,
+        gid: volume.group.unwrap_or(0),
+        mode: volume.group.map_or(0o777, |_| 0o2777),
+    };
+    mount_in_memory(&volume.name, &top, volume.size_limit)
+}
+
+/// A file system in memory with that top directory; 0 bytes: the kernel's own limit,
+/// half of its memory.
+fn mount_in_memory(name: &str, top: &Directory, bytes: u64) -> Result<String, AgentError> {
+    let path = format!("{}/{name}", layout::MEMORY_VOLUMES);
+    let mode = format!("{:o}", top.mode);
+    let [uid, gid, size] = [top.uid.into(), top.gid.into(), bytes].map(|n: u64| n.to_string());
+    let mut options = vec![("mode", mode.as_str()), ("uid", &uid), ("gid", &gid)];
+    if bytes > 0 {
+        options.push(("size", &size));
     }
     let attributes = Attr::MOUNT_ATTR_NODEV | Attr::MOUNT_ATTR_NOSUID;
     let mount = fs_mount::new("tmpfs", &options, attributes)?;
     fs_mount::attach_at(mount, &path)?;
     Ok(path)
+}
+
+/// Takes a volume in memory while the pod runs, which stays to the guest's end. Its top
+/// directory's owners are the containers' ids.
+pub(crate) fn attach_in_memory(
+    volumes: &mut Volumes,
+    request: &AttachVolumeRequest,
+    users: &Users,
+) -> Result<(), AgentError> {
+    let top = check_in_memory(request)?;
+    let path = format!("{}/{}", layout::MEMORY_VOLUMES, request.name);
+    match volumes.get(&request.name) {
+        // Whoever asks again has the same one; its top may be its users' by now.
+        Some(known) if *known == path => return Ok(()),
+        Some(_) => {
+            return Err(AgentError::Exists {
+                what: format!("the volume {}", request.name),
+            });
+        }
+        None => {}
+    }
+    if volumes.len() >= MAX_VOLUMES {
+        return Err(AgentError::Exhausted {
+            problem: format!("the pod has {MAX_VOLUMES} volumes"),
+            remedy: "make another pod",
+        });
+    }
+    let (uid, gid) = users.outside(top.uid, top.gid).ok_or_else(|| {
+        let problem = format!("{}:{} are no users of the pod", top.uid, top.gid);
+        AgentError::invalid("directory", problem)
+    })?;
+    let top = Directory {
+        uid: uid.as_raw(),
+        gid: gid.as_raw(),
+        ..top
+    };
+    let path = mount_in_memory(&request.name, &top, request.size)?;
+    volumes.insert(request.name.clone(), path);
+    Ok(())
+}
+
+fn check_in_memory(request: &AttachVolumeRequest) -> Result<Directory, AgentError> {
+    if !is_dns_label(&request.name) {
+        return Err(AgentError::invalid(
+            "name",
+            "a volume's name is a DNS label",
+        ));
+    }
+    let is_disk = request.extent.is_some() || !request.serial.is_empty() || request.read_only;
+    if is_disk || request.group.is_some() {
+        let problem = "memory has no extent, serial number or group, and is written";
+        return Err(AgentError::invalid("file_system", problem));
+    }
+    let top = request
+        .directory
+        .ok_or_else(|| AgentError::invalid("directory", "required for a file system in memory"))?;
+    check_directory(&top)?;
+    Ok(top)
 }
 
 fn create_on_disk(volume: &Volume, project: u32) -> Result<String, AgentError> {
@@ -142,6 +214,35 @@ mod tests {
             assert_eq!(error.into_wire().field, "volumes[0].name", "{name}");
         }
         check(&[volume("cache-0", Medium::Scratch)]).unwrap();
+    }
+
+    #[test]
+    fn memory_that_comes_late_is_no_disk_and_has_a_directory() {
+        let top = Directory {
+            uid: 0,
+            gid: 0,
+            mode: 0o777,
+        };
+        let good = AttachVolumeRequest {
+            name: "v".to_owned(),
+            file_system: IN_MEMORY.to_owned(),
+            directory: Some(top),
+            ..AttachVolumeRequest::default()
+        };
+        assert_eq!(check_in_memory(&good).unwrap(), top);
+        type Change = fn(&mut AttachVolumeRequest);
+        let bad: [(Change, &str); 4] = [
+            (|r| r.name = "a/b".to_owned(), "name"),
+            (|r| r.serial = "x".to_owned(), "file_system"),
+            (|r| r.read_only = true, "file_system"),
+            (|r| r.directory = None, "directory"),
+        ];
+        for (change, field) in bad {
+            let mut request = good.clone();
+            change(&mut request);
+            let error = check_in_memory(&request).unwrap_err();
+            assert_eq!(error.into_wire().field, field);
+        }
     }
 
     #[test]

@@ -67,6 +67,7 @@ pub(crate) fn sandbox(
         shm_size: 0,
         volumes: volumes(manifest),
         shares: volumes_on_host.any(|volume| !is_disk(volume)),
+        empty_dirs_inside: false,
         // One each, as far as there are so many.
         volume_bays: u32::try_from(disks.len())
             .unwrap_or(MAX_VOLUME_BAYS)

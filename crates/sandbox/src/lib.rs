@@ -37,6 +37,8 @@ mod clock;
 mod config;
 mod container;
 mod death;
+mod disk_template;
+mod empty_dirs;
 mod error;
 mod events;
 mod exec;
@@ -44,7 +46,7 @@ mod guest;
 mod guest_clock;
 mod images;
 mod live;
-mod mounts_beneath;
+mod mountinfo;
 mod name_files;
 mod network;
 mod orphans;
@@ -80,16 +82,16 @@ pub use exec::{
     ExecExit, ExecInput, ExecOutput, ExecResult, ExecSession, ExecSpec, FileCopy, TerminalSize,
 };
 pub use record::{
-    BlockVolume, Container, ContainerState, DiskId, Exit, NotReadyReason, Sandbox, SandboxState,
-    Stage, Step, UserIds, VmmId, VolumeState, stages,
+    BlockVolume, Container, ContainerState, DiskId, EmptyDirPlace, Exit, NotReadyReason, Sandbox,
+    SandboxState, Stage, Step, UserIds, VmmId, VolumeState, stages,
 };
 pub use scratch::{DEFAULT_SCRATCH_MIB, MAX_SCRATCH_MIB, MIN_SCRATCH_MIB};
 pub use signal::{signal_name, signal_number};
 pub use spec::{
-    BlockVolumeSpec, ContainerSpec, DeviceOf, DeviceSpec, DiskPath, DnsSpec, Engine, FileSystem,
-    HostAlias, HostMount, IdRange, IoLimits, Medium, MountSource, MountSpec, NetworkSpec,
-    PathRules, PathVolume, PidNamespace, ProcessSpec, RateLimit, ResourceSpec, RlimitSpec,
-    SandboxSpec, ShownAs, UserNamespace, VolumeSpec,
+    BlockVolumeSpec, ContainerSpec, DeviceOf, DeviceSpec, DirectorySpec, DiskPath, DnsSpec, Engine,
+    FileSystem, HostAlias, HostMount, IdRange, IoLimits, Medium, MountSource, MountSpec,
+    NetworkSpec, PathRules, PathVolume, PidNamespace, ProcessSpec, RateLimit, ResourceSpec,
+    RlimitSpec, SandboxSpec, ShownAs, UserNamespace, VolumeSpec,
 };
 
 pub use volumes::{VolumeSource, is_block_device};

@@ -6,6 +6,7 @@ use crate::clock::now_ns;
 use crate::spec::{BlockVolumeSpec, ContainerSpec, Engine, SandboxSpec};
 use pod_network::NetworkRecord;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -130,8 +131,8 @@ pub enum Step {
     /// A directory or file of the host in the VM, by its name there; shared by
     /// the containers that mount it.
     Share(String),
-    /// A block device of the host in the VM, by the name of its volume there;
-    /// shared by the containers that have it.
+    /// A block device of the host in the VM, or the disk of an emptyDir, by the name
+    /// of its volume there; shared by the containers that have it.
     BlockDevice(String),
     /// The container in the guest.
     GuestContainer,
@@ -184,8 +185,20 @@ pub struct Sandbox {
     /// Its block volumes. They end with the VM.
     #[serde(default)]
     pub block_volumes: Vec<BlockVolume>,
+    /// Where a kubelet's emptyDirs are that are no block volumes.
+    #[serde(default)]
+    pub empty_dirs: BTreeMap<String, EmptyDirPlace>,
     /// The undo stack.
     pub steps: Vec<Step>,
+}
+
+/// Where a kubelet's emptyDir is that is no block volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EmptyDirPlace {
+    /// In the guest's memory.
+    Memory,
+    /// On the host, shared.
+    Shared,
 }
 
 /// A block volume of a sandbox.

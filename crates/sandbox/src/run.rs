@@ -13,6 +13,7 @@ use crate::vmm::{Vmm, open_append, open_read};
 use crate::volumes::{self, VolumeSource};
 use crate::{Inner, cgroup, death, name_files, network, scratch, undo, vm_plan, watch};
 use guest_api::proto::{client_message::Call, response};
+use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,6 +50,7 @@ pub(crate) fn reserve(inner: &Arc<Inner>, spec: SandboxSpec) -> Result<Arc<Entry
         network: None,
         pod_ips: Vec::new(),
         block_volumes: Vec::new(),
+        empty_dirs: BTreeMap::new(),
         steps: Vec::new(),
     };
     let entry = Arc::new(inner.sandbox_entry(&id, sandbox));

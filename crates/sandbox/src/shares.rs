@@ -12,7 +12,7 @@ use crate::record::Step;
 use crate::registry::{ContainerEntry, Entry};
 use crate::spec::HostMount;
 use crate::vm_plan::Mounted;
-use crate::{mounts_beneath, private_mount};
+use crate::{mountinfo, private_mount};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -105,7 +105,7 @@ fn resolve(mount: &HostMount, read_only: bool) -> Result<Resolved, SandboxError>
     let writable_beneath = read_only
         && !mount.recursive_read_only
         && (mount.host_to_container
-            || mounts_beneath::any(fd.as_fd(), stat.stx_mnt_id)
+            || mountinfo::any_beneath(fd.as_fd(), stat.stx_mnt_id)
                 .map_err(|e| SandboxError::file("cannot list the mounts below", path, e))?);
     let name = format!(
         "{:x}.{:x}-{:x}-{:x}{}{}",

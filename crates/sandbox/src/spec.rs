@@ -92,6 +92,10 @@ pub struct SandboxSpec {
     /// Containers may mount directories and files of the host.
     #[serde(default)]
     pub shares: bool,
+    /// Mounts of emptyDirs that a kubelet made for this pod, by its `uid`, are not such
+    /// directories, but disks and memory of the VM.
+    #[serde(default)]
+    pub empty_dirs_inside: bool,
     /// Block volumes that it has from the start.
     #[serde(default)]
     pub block_volumes: Vec<PathVolume>,
@@ -457,6 +461,20 @@ pub enum ShownAs {
         /// formatted.
         make: bool,
     },
+    /// One directory of the ext4 file system on it, by [`MountSource::Volume`]: made so
+    /// if it is missing. What is deleted in it becomes a hole of the volume.
+    Directory(DirectorySpec),
+}
+
+/// A directory's owners and its mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectorySpec {
+    /// Numeric user id.
+    pub uid: u32,
+    /// Numeric group id.
+    pub gid: u32,
+    /// Permission bits, those for set-ids and sticky among them.
+    pub mode: u32,
 }
 
 /// A file system of a block volume.

@@ -7,8 +7,8 @@ use crate::name_files;
 use crate::record::{BlockVolume, Sandbox};
 use crate::scratch;
 use crate::spec::{
-    ContainerSpec, DeviceOf, DeviceSpec, Engine, HostMount, IdRange, Medium, MountSource,
-    MountSpec, PidNamespace, ProcessSpec, ResourceSpec, SandboxSpec, ShownAs,
+    ContainerSpec, DeviceOf, DeviceSpec, DirectorySpec, Engine, HostMount, IdRange, Medium,
+    MountSource, MountSpec, PidNamespace, ProcessSpec, ResourceSpec, SandboxSpec, ShownAs,
 };
 use guest_api::proto as guest;
 use std::collections::BTreeSet;
@@ -283,6 +283,11 @@ pub(crate) fn setup(
     }
 }
 
+/// A directory as the agent makes it.
+pub(crate) fn directory(DirectorySpec { uid, gid, mode }: DirectorySpec) -> guest::Directory {
+    guest::Directory { uid, gid, mode }
+}
+
 fn id_range(IdRange { first, count }: IdRange) -> guest::IdRange {
     guest::IdRange { first, count }
 }
@@ -294,6 +299,13 @@ pub(crate) enum Mounted {
     Volume,
     /// An image.
     Image(Extent),
+    /// A kubelet's emptyDir, as a volume.
+    Inside {
+        /// The volume's name.
+        volume: String,
+        /// Below it; empty: all of it.
+        sub_path: String,
+    },
     /// A directory or file of the host.
     Share {
         /// The share's name.
@@ -367,14 +379,19 @@ fn mount(spec: &MountSpec, mounted: &Mounted) -> guest::Mount {
     if let MountSource::Volume(name) = &spec.source {
         mount.volume.clone_from(name);
     }
-    if let MountSource::Host(host) = &spec.source {
-        mount.host_to_container = host.host_to_container;
-        mount.id_mapped = host.id_mapped;
-    }
     match mounted {
         Mounted::Volume => {}
         Mounted::Image(extent) => mount.image = Some(disk_extent(extent)),
+        // Nobody mounts anything beneath it, and its ids are the containers' anyway.
+        Mounted::Inside { volume, sub_path } => {
+            mount.volume.clone_from(volume);
+            mount.sub_path.clone_from(sub_path);
+        }
         Mounted::Share { name, read_only } => {
+            if let MountSource::Host(host) = &spec.source {
+                mount.host_to_container = host.host_to_container;
+                mount.id_mapped = host.id_mapped;
+            }
             mount.share.clone_from(name);
             mount.read_only = *read_only;
         }
@@ -483,6 +500,7 @@ pub(crate) mod tests {
                 group: None,
             }],
             shares: false,
+            empty_dirs_inside: false,
             block_volumes: Vec::new(),
             volume_bays: 0,
             network: None,

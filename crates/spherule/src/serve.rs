@@ -70,6 +70,11 @@ pub(crate) struct Args {
     /// no limit of ephemeral-storage; it takes of the node what is written
     #[arg(long, value_name = "MIB", default_value_t = sandbox::DEFAULT_SCRATCH_MIB)]
     scratch_size: u64,
+    /// Where a kubelet's emptyDirs are: in the pod's VM, on disks that lie in their
+    /// directories and in its memory, or in the directories themselves, which programs
+    /// of the node then can read, and which the VM shares
+    #[arg(long, value_enum, default_value_t = cri::EmptyDirs::Inside)]
+    kubelet_empty_dirs: cri::EmptyDirs,
     /// Socket of the Kubernetes CRI [default: unix://<run>/cri.sock]
     #[arg(long)]
     listen: Option<String>,

@@ -58,6 +58,7 @@ fn sandbox(privileged: bool) -> CriSandbox {
         network: None,
         pod_ips: Vec::new(),
         block_volumes: Vec::new(),
+        empty_dirs: BTreeMap::new(),
         steps: Vec::new(),
     };
     CriSandbox::new(sandbox).unwrap().unwrap()

@@ -134,20 +134,14 @@ fn plan_one(
     field: &str,
 ) -> Result<Planned, AgentError> {
     let found = match source {
-        Source::Volume(directory) => {
-            let rooted = open_directory(directory)?;
-            in_directory(&rooted, Escape::Refuse, Some(Missing::Directory), mount)
-        }
-        Source::Disk(mount_point) => {
-            let rooted = open_directory(mount_point)?;
-            let missing = (!mount.read_only).then_some(Missing::Directory);
-            in_directory(&rooted, Escape::Refuse, missing, mount)
-        }
+        Source::Volume(directory) => in_volume(&open_directory(directory)?, mount),
+        Source::Disk(directory) => in_mapped(&open_directory(directory)?, mount, users),
         Source::Image(mount_point) => {
             let rooted = open_directory(mount_point)?;
-            in_directory(&rooted, Escape::Contain, None, mount)
+            let rooted = Rooted::new(rooted.as_fd(), Escape::Contain);
+            rooted.open(&mount.sub_path, OFlags::PATH)
         }
-        Source::Share => in_share(mount, field)?,
+        Source::Share => in_share(mount, users, field)?,
     }
     .map_err(|e| {
         let why = match e {
@@ -191,21 +185,32 @@ pub(crate) fn open_directory(path: &str) -> Result<OwnedFd, AgentError> {
     rustix::fs::open(path, flags, Mode::empty()).doing(|| format!("opening {path}"))
 }
 
-fn in_directory(
-    top: &OwnedFd,
-    escape: Escape,
-    missing: Option<Missing>,
-    mount: &Mount,
-) -> Result<OwnedFd, Errno> {
-    let rooted = Rooted::new(top.as_fd(), escape);
-    match missing {
-        Some(missing) => rooted.open_or_make(&mount.sub_path, missing),
-        None => rooted.open(&mount.sub_path, OFlags::PATH),
+/// What a mount shows of a volume. A directory that is missing is made as the kubelet
+/// makes it: with the volume's own mode, so that it is for whom that is for.
+fn in_volume(top: &OwnedFd, mount: &Mount) -> Result<OwnedFd, Errno> {
+    let mode = rustix::fs::fstat(top)?.st_mode & 0o7777;
+    let rooted = Rooted::new(top.as_fd(), Escape::Refuse);
+    rooted.open_or_make(&mount.sub_path, Missing::DirectoryWith(mode))
+}
+
+/// As [`in_volume`], of a volume whose files belong to the containers' ids: by a mapped
+/// mount what is made is their root's. The kernel binds nothing of a detached mount, so
+/// it is found once more without.
+fn in_mapped(top: &OwnedFd, mount: &Mount, users: &Users) -> Result<OwnedFd, Errno> {
+    if users.fd().is_some() {
+        let mapped = fs_mount::bind(top)?;
+        users.map(&mapped, false)?;
+        drop(in_volume(&mapped, mount)?);
     }
+    in_volume(top, mount)
 }
 
 /// The outer error is the share's own, the inner one its sub-path's.
-fn in_share(mount: &Mount, field: &str) -> Result<Result<OwnedFd, Errno>, AgentError> {
+fn in_share(
+    mount: &Mount,
+    users: &Users,
+    field: &str,
+) -> Result<Result<OwnedFd, Errno>, AgentError> {
     let top = open_directory(layout::SHARES)?;
     let rooted = Rooted::new(top.as_fd(), Escape::Refuse);
     let share = rooted
@@ -223,9 +228,10 @@ fn in_share(mount: &Mount, field: &str) -> Result<Result<OwnedFd, Errno>, AgentE
         }
         return Ok(Ok(share));
     }
-    // Of a read-only share nothing is made.
-    let missing = (!mount.read_only).then_some(Missing::Directory);
-    Ok(in_directory(&share, Escape::Refuse, missing, mount))
+    Ok(match mount.id_mapped {
+        true => in_mapped(&share, mount, users),
+        false => in_volume(&share, mount),
+    })
 }
 
 fn bind(found: &OwnedFd, mount: &Mount, source: &Source, users: &Users) -> Result<OwnedFd, Errno> {

@@ -10,7 +10,7 @@ use crate::recorded::Recorded;
 use crate::registry::{ContainerEntry, Entry};
 use crate::spec::{ContainerSpec, DeviceOf, MountSource};
 use crate::vm_plan::Mounted;
-use crate::{Inner, container, shares, vm_plan, volumes};
+use crate::{Inner, container, empty_dirs, shares, vm_plan, volumes};
 use guest_api::proto::{Identity, client_message::Call, response};
 use std::sync::Arc;
 use vm_spec::proto::{Bay, Extent};
@@ -94,7 +94,10 @@ async fn try_create(
                 Mounted::Image(use_image(inner, entry, item, &live, name).await?.1)
             }
             MountSource::Host(host) => {
-                shares::attach(entry, item, &live, host, mount.read_only).await?
+                match empty_dirs::attach(inner, entry, item, &live, host).await? {
+                    Some(inside) => inside,
+                    None => shares::attach(entry, item, &live, host, mount.read_only).await?,
+                }
             }
             MountSource::Volume(_) => Mounted::Volume,
         });

@@ -25,6 +25,9 @@ use guest_api::proto::{
     AttachVolumeRequest, DetachVolumeRequest, ResizeVolumeRequest, client_message::Call,
 };
 use source::Opened;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,7 +105,21 @@ pub(crate) async fn attach(
 ) -> Result<(), SandboxError> {
     check(&spec)?;
     let _turn = entry.volumes.lock().await;
-    attach_locked(inner, entry, live, spec, source).await
+    let shown = source.to_string();
+    attach_locked(inner, entry, live, spec, source, shown).await
+}
+
+/// Attaches an open file that was found at `path`, for callers that hold the turn.
+pub(crate) async fn attach_file(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    live: &Live,
+    spec: BlockVolumeSpec,
+    file: OwnedFd,
+    path: &Path,
+) -> Result<(), SandboxError> {
+    let (source, shown) = (VolumeSource::Descriptor(file), path.display().to_string());
+    attach_locked(inner, entry, live, spec, source, shown).await
 }
 
 async fn attach_locked(
@@ -111,6 +128,7 @@ async fn attach_locked(
     live: &Live,
     spec: BlockVolumeSpec,
     source: VolumeSource,
+    shown: String,
 ) -> Result<(), SandboxError> {
     let name = spec.name.clone();
     let known = entry.record.read(|s| s.block_volume(&name).cloned());
@@ -138,7 +156,6 @@ async fn attach_locked(
         let message = format!("the sandbox has {MAX_VOLUMES} block volumes; detach some");
         return Err(problem(&name, message));
     }
-    let shown = source.to_string();
     let wanted = spec.clone();
     let opened = crate::blocking(&entry.id, move || source::open(&wanted, source)).await??;
     let record = BlockVolume {
@@ -190,6 +207,11 @@ async fn make(
         serial: spec.serial.clone(),
         file_system: file_system.map(|kind| kind.to_string()).unwrap_or_default(),
         group: spec.group,
+        directory: match spec.shown_as {
+            ShownAs::Directory(top) => Some(crate::vm_plan::directory(top)),
+            ShownAs::Device | ShownAs::FileSystem { .. } => None,
+        },
+        ..AttachVolumeRequest::default()
     });
     live.call("attach the volume", call, &inner.config.timeouts)
         .await?;
@@ -208,8 +230,10 @@ async fn prepare(
     spec: &BlockVolumeSpec,
     opened: Opened,
 ) -> Result<(Opened, Option<FileSystem>), SandboxError> {
-    let ShownAs::FileSystem { kind, make } = spec.shown_as else {
-        return Ok((opened.claimed(spec)?, None));
+    let (kind, make) = match spec.shown_as {
+        ShownAs::Device => return Ok((opened.claimed(spec)?, None)),
+        ShownAs::FileSystem { kind, make } => (kind, make),
+        ShownAs::Directory(_) => (Some(FileSystem::Ext4), false),
     };
     let name = spec.name.clone();
     let look = move || format::look(&opened.file).map(|found| (opened, found));
@@ -385,7 +409,8 @@ pub(crate) async fn attach_device(
     item.record
         .update(|c| c.add_step(Step::BlockDevice(name.clone())))
         .await?;
-    attach_locked(inner, entry, live, spec, VolumeSource::Path(at)).await?;
+    let (source, shown) = (VolumeSource::Path(at), device.path.clone());
+    attach_locked(inner, entry, live, spec, source, shown).await?;
     Ok(name)
 }
 
@@ -407,6 +432,11 @@ pub(crate) async fn detach_device(
         return Ok(());
     }
     detach_locked(inner, entry, live, name).await
+}
+
+/// Whether a file holds nothing, as far as is looked. Blocks.
+pub(crate) fn is_blank(file: &File) -> io::Result<bool> {
+    Ok(format::look(file)? == format::Found::Blank)
 }
 
 /// Whether a path leads to a block device of the host. Blocks.

@@ -142,6 +142,7 @@ impl Node {
             shm_size: 0,
             volumes: Vec::new(),
             shares: false,
+            empty_dirs_inside: false,
             block_volumes: Vec::new(),
             volume_bays: 0,
             network: None,

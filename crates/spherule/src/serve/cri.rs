@@ -16,6 +16,15 @@ use tower::layer::util::{Identity, Stack};
 /// Largest message that a client may send: a pod's configuration is far smaller.
 const MAX_REQUEST: usize = 16 << 20;
 
+/// Where a kubelet's emptyDirs are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum EmptyDirs {
+    /// In the pod's VM.
+    Inside,
+    /// On the node, shared with the VM.
+    Shared,
+}
+
 /// The services, ready to be served.
 pub(crate) fn services(
     sandboxes: &Sandboxes,
@@ -37,6 +46,7 @@ pub(crate) fn services(
 pub(crate) fn config(args: &Args, engines: &Engines, root: &Path, run: &Path) -> Config {
     let mut config = Config::new(env!("CARGO_PKG_VERSION"), host_memory_mib());
     config.network = args.network.wanted();
+    config.empty_dirs_inside = args.kubelet_empty_dirs == EmptyDirs::Inside;
     config.vmm_mib = sandbox::vmm_memory_mib(engines.chosen);
     let known: Vec<_> = engines
         .infos

@@ -1,20 +1,42 @@
-//! Whether something is mounted beneath a directory, by /proc/self/mountinfo:
-//! newer system calls for it (listmount) are missing on kernels that are in use.
+//! What is mounted where, by /proc/self/mountinfo: newer system calls for it
+//! (listmount, statmount) are missing on kernels that are in use.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+const MOUNTINFO: &str = "/proc/self/mountinfo";
 
 /// Whether something is mounted beneath the directory `dir`, which is on the mount
 /// with the id `mount`.
 ///
 /// # Errors
 /// If /proc cannot be read.
-pub(crate) fn any(dir: BorrowedFd<'_>, mount: u64) -> io::Result<bool> {
+pub(crate) fn any_beneath(dir: BorrowedFd<'_>, mount: u64) -> io::Result<bool> {
     let path = fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))?;
-    let mounts = fs::read("/proc/self/mountinfo")?;
+    let mounts = fs::read(MOUNTINFO)?;
     Ok(any_in(&mounts, path.as_os_str().as_bytes(), mount))
+}
+
+/// What the mount with the id `mount` shows: a path in its file system; `None` if there
+/// is no such mount.
+///
+/// # Errors
+/// If /proc cannot be read.
+pub(crate) fn root_of(mount: u64) -> io::Result<Option<PathBuf>> {
+    Ok(root_in(&fs::read(MOUNTINFO)?, mount))
+}
+
+fn root_in(mountinfo: &[u8], mount: u64) -> Option<PathBuf> {
+    mountinfo.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let id = str::from_utf8(fields.next()?).ok()?;
+        let root = fields.nth(2)?;
+        (id.parse() == Ok(mount)).then(|| OsString::from_vec(unescape(root)).into())
+    })
 }
 
 /// A line: id, parent's id, device, root, mount point, and more.
@@ -66,7 +88,7 @@ mod tests {
     const MOUNTS: &[u8] = b"\
 21 1 8:1 / / rw - ext4 /dev/vda rw
 30 21 0:5 / /srv/a\\040b/in rw shared:1 - tmpfs tmpfs rw
-31 30 0:6 / /srv/a\\040b/in/deeper rw - tmpfs tmpfs rw
+31 30 0:6 /x\\040y /srv/a\\040b/in/deeper rw - tmpfs tmpfs rw
 32 21 0:7 / /srv/other rw - tmpfs tmpfs rw
 ";
 
@@ -88,16 +110,24 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_s_root_is_found() {
+        assert_eq!(root_in(MOUNTS, 30), Some("/".into()));
+        assert_eq!(root_in(MOUNTS, 31), Some("/x y".into()));
+        assert_eq!(root_in(MOUNTS, 3), None);
+        assert_eq!(root_in(b"3 1 0:1", 3), None);
+    }
+
+    #[test]
     fn this_process_s_mounts_are_found() {
         use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
         let root = rustix::fs::open("/", OFlags::PATH, Mode::empty()).unwrap();
         let stat = rustix::fs::statx(&root, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).unwrap();
         // At least /proc.
-        assert!(any(root.as_fd(), stat.stx_mnt_id).unwrap());
+        assert!(any_beneath(root.as_fd(), stat.stx_mnt_id).unwrap());
         let dir = tempfile::tempdir().unwrap();
         let empty = rustix::fs::open(dir.path(), OFlags::PATH, Mode::empty()).unwrap();
         let stat = rustix::fs::statx(&empty, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).unwrap();
-        assert!(!any(empty.as_fd(), stat.stx_mnt_id).unwrap());
+        assert!(!any_beneath(empty.as_fd(), stat.stx_mnt_id).unwrap());
     }
 
     #[test]
