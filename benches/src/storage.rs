@@ -53,6 +53,7 @@ const MOUNTED: &[(&str, &str)] = &[
     ("scratch disk", "/disk"),
     ("block volume", "/block"),
     ("virtio-fs", "/share"),
+    ("kubelet's emptyDir", "/kubelet"),
 ];
 
 /// A daemon whose pods may have what lies in that directory.
@@ -89,7 +90,11 @@ pub(crate) fn on_files(engine: &str) -> anyhow::Result<Vec<Section>> {
 
     let mut host_rates = Collected::default();
     let mut shares: Vec<Collected> = MOUNTED.iter().map(|_| Collected::default()).collect();
-    let in_pod = |command: &[String]| {
+    let kubelet = KubeletPod::start(&daemon, host.path())?;
+    let in_pod = |directory: &str, command: &[String]| {
+        if directory == "/kubelet" {
+            return kubelet.exec(command);
+        }
         let words = command.iter().map(String::as_str);
         daemon
             .cli(["exec", &id, "--"].into_iter().chain(words))?
@@ -100,7 +105,7 @@ pub(crate) fn on_files(engine: &str) -> anyhow::Result<Vec<Section>> {
         let host_rate = rate(&on_host(&fio(words, &own))?)?;
         host_rates.add(name, host_rate);
         for ((_, directory), share) in MOUNTED.iter().zip(&mut shares) {
-            let rate = rate(&in_pod(&fio(words, Path::new(directory)))?)?;
+            let rate = rate(&in_pod(directory, &fio(words, Path::new(directory)))?)?;
             share.add(name, rate / host_rate * 100.0);
         }
     }
@@ -112,7 +117,7 @@ pub(crate) fn on_files(engine: &str) -> anyhow::Result<Vec<Section>> {
     }
     for ((_, directory), share) in MOUNTED.iter().zip(&mut shares) {
         let command = many_files::command(THIS, Path::new(directory));
-        let rates = many_files::rates(&in_pod(&command)?)?;
+        let rates = many_files::rates(&in_pod(directory, &command)?)?;
         for ((name, rate), (_, of_host)) in rates.iter().zip(&of_host) {
             share.add(name, rate / of_host * 100.0);
         }
@@ -123,6 +128,50 @@ pub(crate) fn on_files(engine: &str) -> anyhow::Result<Vec<Section>> {
         sections.push(share.section(&format!("files on the {name}: % of the host's rate")));
     }
     Ok(sections)
+}
+
+/// A pod that has an emptyDir as a kubelet gives it.
+struct KubeletPod {
+    cri: Cri,
+    container: String,
+}
+
+impl KubeletPod {
+    fn start(daemon: &Daemon, host: &Path) -> anyhow::Result<Self> {
+        let logs = daemon.dir().join("kubelet-logs");
+        fs::create_dir_all(&logs)?;
+        let sandbox = sandbox_config("fio", &logs);
+        let cri = Cri::connect(daemon)?;
+        let pod = cri.run(&sandbox)?;
+        let config = v1::ContainerConfig {
+            image: Some(spherule_tests::cri::image(IMAGE)),
+            mounts: vec![v1::Mount {
+                host_path: empty_dir(host, "fio", 0)?.display().to_string(),
+                container_path: "/kubelet".to_owned(),
+                ..v1::Mount::default()
+            }],
+            ..container_config("c", "sleep 100000")
+        };
+        let container = cri.create(&pod, config, &sandbox)?;
+        cri.start(&container)?;
+        Ok(Self { cri, container })
+    }
+
+    fn exec(&self, command: &[String]) -> anyhow::Result<String> {
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        let done = self.cri.exec_within(&self.container, &words, 300)?;
+        let stderr = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.exit_code == 0, "{command:?}: {stderr}");
+        Ok(String::from_utf8(done.stdout)?)
+    }
+}
+
+/// The directory of a pod's emptyDir, where a kubelet has it.
+fn empty_dir(kubelet: &Path, pod: &str, number: usize) -> anyhow::Result<PathBuf> {
+    let dir = format!("pods/uid-{pod}/volumes/kubernetes.io~empty-dir/v{number}");
+    let dir = kubelet.join(dir);
+    fs::create_dir_all(&dir)?;
+    Ok(dir)
 }
 
 /// A claim on a file of the host that is a disk, for an ext4 file system.
@@ -235,8 +284,8 @@ pub(crate) fn mounts(engine: &str, runs: usize) -> anyhow::Result<Vec<Section>> 
     let sandbox = sandbox_config("mounts", &logs);
     let cri = Cri::connect(&daemon)?;
     let pod = cri.run(&sandbox)?;
-    let start = |name: String, count: usize| {
-        let mounts = directories.iter().take(count).enumerate();
+    let start = |name: String, directories: &[PathBuf]| {
+        let mounts = directories.iter().enumerate();
         let config = v1::ContainerConfig {
             mounts: mounts
                 .map(|(n, directory)| v1::Mount {
@@ -257,11 +306,13 @@ pub(crate) fn mounts(engine: &str, runs: usize) -> anyhow::Result<Vec<Section>> 
     };
     let mut collected = Collected::default();
     for run in 0..=runs {
-        let (few, many) = (
-            start(format!("few-{run}"), 1)?,
-            start(format!("many-{run}"), MOUNTS)?,
-        );
+        // Of its first container: its disk is made and attached.
+        let new = empty_dir(host.path(), "mounts", run)?;
+        let few = start(format!("few-{run}"), &directories[..1])?;
+        let many = start(format!("many-{run}"), &directories)?;
+        let new = start(format!("new-{run}"), &[new])?;
         if run > 0 {
+            collected.add("container with a new emptyDir of a kubelet", new);
             collected.add("container with 1 mount", few);
             collected.add(&format!("container with {MOUNTS} mounts"), many);
             let more = u32::try_from(MOUNTS - 1).unwrap_or(u32::MAX);

@@ -164,7 +164,7 @@ fn make_nics(
         .into_iter()
         .enumerate()
         .map(|(place, found)| {
-            let tap = format!("sphtap{place}");
+            let tap = tap::name(place);
             let taps = join(&mut netlink, record, &found, &tap)?;
             let nic_record = NicRecord {
                 name: found.link.name.clone(),

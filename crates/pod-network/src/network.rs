@@ -5,7 +5,7 @@ use crate::cni::directory::Directory;
 use crate::cni::list::NetworkList;
 use crate::cni::request::{self, Capabilities, PodIdentity};
 use crate::error::NetworkError;
-use crate::record::{NetworkRecord, Phase, RecordCache};
+use crate::record::{NetworkRecord, Phase, RecordCache, this_boot};
 use crate::status::Versions;
 use std::collections::HashMap;
 use std::fs;
@@ -121,6 +121,7 @@ impl Network {
             anti_spoofing: request.anti_spoofing.unwrap_or(self.config.anti_spoofing),
             queues: request.queues.clamp(1, 256),
             phase: Phase::Planned,
+            boot: this_boot(),
             result: None,
             nics: Vec::new(),
         })

@@ -4,6 +4,7 @@
 use crate::MacAddr;
 use crate::cni::answer::AddResult;
 use crate::netlink::{Link, Netlink, NetlinkError};
+use crate::tap;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -102,6 +103,13 @@ pub(crate) fn read(
     if names.is_empty() {
         names.push(primary);
     }
+    // Of several networks' results a plugin can return one only (Multus: that of the
+    // default network).
+    for link in &links {
+        if !names.contains(&link.name.as_str()) && is_in_use(netlink, link)? {
+            names.push(&link.name);
+        }
+    }
     names
         .into_iter()
         .map(|name| {
@@ -112,6 +120,17 @@ pub(crate) fn read(
             read_one(netlink, result, link, name == primary)
         })
         .collect()
+}
+
+/// Whether somebody made an interface for the pod: not a TAP of ours, none that works
+/// for another one (of a bond or bridge), and not one that a kernel gives each
+/// namespace, which is down and without address.
+fn is_in_use(netlink: &mut Netlink, link: &Link) -> Result<bool, NicError> {
+    if link.name == "lo" || link.mac.is_none() || link.enslaved || tap::is_ours(&link.name) {
+        return Ok(false);
+    }
+    let addresses = netlink.addresses(link.index).map_err(NicError::Read)?;
+    Ok(link.up || !addresses.is_empty())
 }
 
 fn read_one(

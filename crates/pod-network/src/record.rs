@@ -51,6 +51,9 @@ pub struct NetworkRecord {
     pub queues: u16,
     /// How far it has come.
     pub phase: Phase,
+    /// The host's start in which it was planned.
+    #[serde(default)]
+    pub boot: String,
     /// The last result of ADD, as the plugin answered it (cniVersion set).
     #[serde(default)]
     pub result: Option<Value>,
@@ -70,6 +73,12 @@ pub struct NicRecord {
     pub mac: MacAddr,
     /// Bytes.
     pub mtu: u32,
+}
+
+/// What tells this start of the host from others; empty where the kernel does not say.
+pub(crate) fn this_boot() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
 /// The copy of a record beside the namespaces could not be used.

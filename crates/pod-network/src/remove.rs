@@ -5,7 +5,8 @@ use crate::leftovers;
 use crate::netlink::Netlink;
 use crate::netns::{self, Netns};
 use crate::network::Network;
-use crate::record::{NetworkRecord, Phase};
+use crate::record::{NetworkRecord, Phase, this_boot};
+use crate::tap;
 
 impl Network {
     /// Removes whatever there is of a pod's network, at any step of its making,
@@ -52,7 +53,10 @@ impl Network {
             leftovers::end_plugins(&id, &record.netns)?;
         }
         let there = netns::exists(&record.netns)?;
-        if record.phase != Phase::Planned || there {
+        // After a start of the host the namespace is gone and our copy with it, and the
+        // caller's record is of before: the plugins know whether they gave anything.
+        let unknown = record.boot != this_boot();
+        if record.phase != Phase::Planned || there || unknown {
             record.phase = Phase::Removing;
             self.cache.put(record)?;
             let netns = if there {
@@ -90,7 +94,7 @@ fn delete_taps(record: &NetworkRecord) -> Result<(), NetworkError> {
     };
     let mut netlink = Netlink::open().map_err(error)?;
     let links = netlink.links().map_err(error)?;
-    for link in links.iter().filter(|l| l.name.starts_with("sphtap")) {
+    for link in links.iter().filter(|l| tap::is_ours(&l.name)) {
         netlink.delete_link(&link.name).map_err(error)?;
     }
     Ok(())

@@ -14,6 +14,19 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// VIRTIO_F_VERSION_1).
 pub const VNET_HEADER_LEN: u32 = 12;
 
+/// What the names of our TAPs begin with.
+const PREFIX: &str = "sphtap";
+
+/// The name of the TAP at that place among a pod's.
+pub(crate) fn name(place: usize) -> String {
+    format!("{PREFIX}{place}")
+}
+
+/// Whether an interface of that name is one of our TAPs.
+pub(crate) fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
 /// A TAP could not be made or opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -16,8 +16,8 @@ pub mod proto {
 
 pub use exit_record::{ExitRecordError, exit_from_json, exit_to_json};
 pub use limits::{
-    LimitError, MAX_NICS, MAX_QUEUE_PAIRS, MAX_VCPUS, MAX_VOLUME_BAYS, MIN_MEMORY_MIB, check_boot,
-    tap_counts,
+    LimitError, MAX_NICS, MAX_QUEUE_PAIRS, MAX_VCPUS, MAX_VOLUME_BAYS, MIN_MEMORY_MIB,
+    OptionalDevices, check_boot, optional_devices, tap_counts,
 };
 pub use probe::{Choice, EngineName, KvmSupport, Probe, QemuSupport};
 

@@ -14,6 +14,10 @@ pub const MAX_NICS: usize = 8;
 pub const MAX_QUEUE_PAIRS: u32 = 8;
 /// Most bays of volumes that a VM can have.
 pub const MAX_VOLUME_BAYS: u32 = 4;
+/// Virtio devices that QEMU's microvm has places for without ACPI.
+const QEMU_PLACES: usize = 8;
+/// Those that every VM has: both bays, vsock, console.
+const ALWAYS: usize = 4;
 /// MTU of a network device in bytes: what IPv4 asks for to what a TAP can have.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_521;
 
@@ -62,9 +66,53 @@ pub fn check_boot(request: &BootRequest) -> Result<(), LimitError> {
         }
     }
     match request.engine() {
-        Engine::Kvm | Engine::Qemu => Ok(()),
+        Engine::Kvm | Engine::Qemu => optional_devices(request).map(drop),
         Engine::Unspecified => refuse("engine", 0, "kvm or qemu".into()),
     }
+}
+
+/// Devices of a VM that depend on what room its engine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OptionalDevices {
+    /// Bays of volumes: as many as were asked for, or at least one.
+    pub volume_bays: u32,
+    /// The entropy device. The agent seeds the guest's generator without it.
+    pub entropy: bool,
+}
+
+/// What of its optional devices a VM gets. The kvm engine has room for all; on qemu the
+/// network devices and the shares come first, and volumes share what bays are left.
+///
+/// # Errors
+///
+/// More network devices than there is room for.
+pub fn optional_devices(request: &BootRequest) -> Result<OptionalDevices, LimitError> {
+    let wanted = request.volume_bays;
+    if request.engine() != Engine::Qemu {
+        return Ok(OptionalDevices {
+            volume_bays: wanted,
+            entropy: true,
+        });
+    }
+    let others = usize::from(request.shares) + usize::from(wanted > 0);
+    let room = QEMU_PLACES - ALWAYS - others;
+    let nics = request.nics.len();
+    let Some(spare) = room.checked_sub(nics) else {
+        return Err(LimitError {
+            field: "nics",
+            value: nics as u64,
+            allowed: format!(
+                "at most {room} network devices on the qemu engine, which has room for {QEMU_PLACES} devices in all; kvm has it for {MAX_NICS} of them"
+            ),
+        });
+    };
+    let more = wanted
+        .saturating_sub(1)
+        .min(u32::try_from(spare).unwrap_or(0));
+    Ok(OptionalDevices {
+        volume_bays: wanted.min(1) + more,
+        entropy: spare > usize::try_from(more).unwrap_or(spare),
+    })
 }
 
 fn check_nic(nic: &Nic) -> Result<(), LimitError> {
@@ -164,6 +212,47 @@ mod tests {
         ] {
             assert_eq!(check_boot(&request).unwrap_err().field, field);
         }
+    }
+
+    #[test]
+    fn qemu_has_eight_places_and_kvm_room_for_all() {
+        let nic = |last| Nic {
+            mac: vec![2, 0, 0, 0, 0, last],
+            mtu: 1500,
+            ..Nic::default()
+        };
+        let devices = |engine: Engine, nics: u8, shares, volume_bays| {
+            let request = BootRequest {
+                engine: engine.into(),
+                nics: (0..nics).map(nic).collect(),
+                shares,
+                volume_bays,
+                ..sound()
+            };
+            let optional = optional_devices(&request);
+            assert_eq!(check_boot(&request).is_err(), optional.is_err());
+            let OptionalDevices {
+                volume_bays,
+                entropy,
+            } = optional
+                .map_err(|error| assert_eq!(error.field, "nics"))
+                .ok()?;
+            Some((volume_bays, entropy))
+        };
+        for (nics, shares, bays, want) in [
+            (0, false, 0, Some((0, true))),
+            (1, true, 1, Some((1, true))),
+            (2, true, 1, Some((1, false))),
+            (3, true, 1, None),
+            (1, true, 4, Some((2, false))),
+            (1, false, 4, Some((3, false))),
+            (0, false, 4, Some((4, false))),
+            (4, false, 0, Some((0, false))),
+            (5, false, 0, None),
+        ] {
+            assert_eq!(devices(Engine::Qemu, nics, shares, bays), want, "{nics}");
+        }
+        assert_eq!(devices(Engine::Kvm, 8, true, 4), Some((4, true)));
     }
 
     #[test]

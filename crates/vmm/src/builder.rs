@@ -124,17 +124,17 @@ pub(crate) fn build(
         dir.join(vm_spec::files::VSOCK_SOCKET),
     )
     .map_err(host("making the vsock's socket"))?;
-    let rng = Rng::new().map_err(host("reading from the host's random number generator"))?;
-    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
-        Box::new(images),
-        Box::new(scratch),
-        Box::new(vsock),
-        Box::new(rng),
-    ];
+    let optional = vm_spec::optional_devices(request)?;
+    let mut devices: Vec<Box<dyn VirtioDevice>> =
+        vec![Box::new(images), Box::new(scratch), Box::new(vsock)];
+    if optional.entropy {
+        let rng = Rng::new().map_err(host("reading from the host's random number generator"))?;
+        devices.push(Box::new(rng));
+    }
     let mut volumes = Vec::new();
     for (name, in_guest) in VOLUME_BAYS
         .into_iter()
-        .take(usize::try_from(request.volume_bays).unwrap_or(usize::MAX))
+        .take(usize::try_from(optional.volume_bays).unwrap_or(usize::MAX))
     {
         let (device, handle) = DiskBay::for_volumes(name, "spherule-volumes");
         devices.push(Box::new(device));

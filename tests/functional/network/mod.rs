@@ -6,6 +6,7 @@ mod ports;
 mod reach;
 mod rules;
 mod services;
+mod several;
 
 use crate::Test;
 use anyhow::{Context, ensure};
@@ -23,6 +24,10 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("pods_hosts_and_nodes_reach_each_other", reach::everybody),
     ("pods_at_once_have_addresses_of_their_own", reach::many),
+    (
+        "interfaces_that_the_result_leaves_out_are_the_guests_too",
+        several::interfaces,
+    ),
     (
         "a_guest_cannot_send_from_addresses_of_others",
         reach::spoofing,

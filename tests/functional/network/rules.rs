@@ -1,6 +1,6 @@
 //! Rules of the guest, packet sizes, rates.
 
-use super::{Net, Pod, privileged};
+use super::{Net, Pod};
 use anyhow::{Context, ensure};
 use cri_api::v1;
 use spherule_tests::cri::{container_config, image};
@@ -84,53 +84,100 @@ fn settled_figures(net: &Net, pod: &Pod) -> anyhow::Result<[u64; 2]> {
     anyhow::bail!("host and guest count otherwise: {seen:?}")
 }
 
-/// A privileged init container redirects ports, as a service mesh's does, by
-/// iptables-nft and by nft.
+/// User of a mesh's own proxy, whose traffic is not redirected.
+const PROXY: i64 = 1337;
+
+/// An init container redirects what comes and what goes, as a service mesh's does: by
+/// iptables-nft, rule by rule and restored, for both families, and by nft. It has
+/// rights over the network only.
 pub(super) fn mesh_rules() -> anyhow::Result<()> {
     let net = Net::new()?;
     import_tools(&net)?;
-    let page = "echo $HOSTNAME > /www/page; exec httpd -f -p 8080 -h /www";
-    let server = mesh(&net, page)?;
-    for port in [80, 81, 8080] {
-        let page = net.page(&format!("{}:{port}/page", server.ip))?;
-        ensure!(page == "mesh", "port {port}: {page}");
+    let (config, pod) = mesh(&net)?;
+    let Pod { id, ip, ip6, .. } = &pod;
+    for page in [
+        format!("{ip}:80/page"),
+        format!("{ip}:81/page"),
+        format!("{ip}:82/page"),
+        format!("{ip}:8080/page"),
+        format!("[{ip6}]:80/page"),
+    ] {
+        let got = net.page(&page)?;
+        ensure!(got == "mesh", "{page}: {got}");
     }
-    net.cri.remove_pod(&server.id)?;
+    // What goes out reaches the proxy, but for the proxy's own.
+    let ask = "wget -T 5 -q -O - http://10.88.0.1:90/page";
+    let got = net.sh(&pod, ask)?;
+    ensure!(got == "mesh\n", "{got}");
+    let mut proxy = container_config("proxy", ask);
+    proxy.linux = Some(v1::LinuxContainerConfig {
+        security_context: Some(v1::LinuxContainerSecurityContext {
+            run_as_user: Some(v1::Int64Value { value: PROXY }),
+            ..v1::LinuxContainerSecurityContext::default()
+        }),
+        ..v1::LinuxContainerConfig::default()
+    });
+    let proxy = net.cri.create(id, proxy, &config)?;
+    net.cri.start(&proxy)?;
+    ensure!(net.cri.ended(&proxy)?.exit_code != 0);
+    net.cri.remove_pod(id)?;
     Ok(())
 }
 
-/// A pod whose privileged init container sends ports 80 and 81 to 8080.
-fn mesh(net: &Net, script: &str) -> anyhow::Result<Pod> {
+/// A pod whose init container sends several ports to 8080.
+fn mesh(net: &Net) -> anyhow::Result<(v1::PodSandboxConfig, Pod)> {
     let mut config = net.config("mesh");
     config.hostname = "mesh".into();
     let mut init = container_config(
         "init",
-        "set -e
-         iptables-nft -t nat -A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 8080
-         nft add table inet mesh
-         nft add chain inet mesh in '{ type nat hook prerouting priority -100; }'
-         nft add rule inet mesh in tcp dport 81 redirect to :8080
-         iptables-nft -t nat -S; nft list ruleset",
+        &format!(
+            "set -e
+             redirect='-j REDIRECT --to-ports 8080'
+             iptables-nft -t nat -N MESH
+             iptables-nft -t nat -A MESH -p tcp $redirect
+             iptables-nft -t nat -A PREROUTING -p tcp --dport 80 -j MESH
+             ip6tables-nft -t nat -A PREROUTING -p tcp --dport 80 $redirect
+             printf '*nat\\n-A PREROUTING -p tcp --dport 82 %s\\nCOMMIT\\n' \"$redirect\" |
+                 iptables-nft-restore --noflush
+             iptables-nft -t nat -A OUTPUT -p tcp -m owner --uid-owner {PROXY} -j RETURN
+             iptables-nft -t nat -A OUTPUT -p tcp --dport 90 ! -d 127.0.0.1/32 -j MESH
+             nft add table inet mesh
+             nft add chain inet mesh in '{{ type nat hook prerouting priority -100; }}'
+             nft add rule inet mesh in tcp dport 81 redirect to :8080
+             iptables-nft -t nat -S; nft list ruleset"
+        ),
     );
     init.image = Some(image(TOOLS));
-    privileged(&mut config, &mut init);
+    let capabilities = ["NET_ADMIN", "NET_RAW"].map(str::to_owned).to_vec();
+    init.linux = Some(v1::LinuxContainerConfig {
+        security_context: Some(v1::LinuxContainerSecurityContext {
+            capabilities: Some(v1::Capability {
+                add_capabilities: capabilities,
+                drop_capabilities: vec!["ALL".into()],
+                ..v1::Capability::default()
+            }),
+            ..v1::LinuxContainerSecurityContext::default()
+        }),
+        ..v1::LinuxContainerConfig::default()
+    });
     let id = net.cri.run(&config)?;
     let init = net.cri.create(&id, init, &config)?;
     net.cri.start(&init)?;
     let ended = net.cri.ended(&init)?;
     let log = std::fs::read_to_string(net.daemon.dir().join("init.log"));
     ensure!(ended.exit_code == 0, "{ended:?}: {log:?}");
-    let container = net
-        .cri
-        .create(&id, container_config("c", script), &config)?;
+    let page = "echo $HOSTNAME > /www/page; exec httpd -f -p [::]:8080 -h /www";
+    let container = net.cri.create(&id, container_config("c", page), &config)?;
     net.cri.start(&container)?;
     let network = net.cri.sandbox(&id)?.network.context("no network")?;
-    Ok(Pod {
+    let ip6 = network.additional_ips.first().context("no IPv6")?;
+    let pod = Pod {
         id,
         container,
         ip: network.ip,
-        ip6: String::new(),
-    })
+        ip6: ip6.ip.clone(),
+    };
+    Ok((config, pod))
 }
 
 /// The busybox image with this machine's iptables-nft and nft.
@@ -166,6 +213,8 @@ fn import_tools(net: &Net) -> anyhow::Result<()> {
     }
     layer = layer
         .symlink("bin/iptables-nft", "/usr/sbin/xtables-nft-multi")?
+        .symlink("bin/ip6tables-nft", "/usr/sbin/xtables-nft-multi")?
+        .symlink("bin/iptables-nft-restore", "/usr/sbin/xtables-nft-multi")?
         .symlink("bin/nft", "/usr/sbin/nft")?;
     let image = busybox_image(TOOLS)?.layer(layer.into_bytes()?, Compression::Gzip);
     let archive = net.daemon.dir().join("tools.tar");

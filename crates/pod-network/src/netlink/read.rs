@@ -31,6 +31,8 @@ pub(crate) struct Link {
     /// Bytes.
     pub(crate) mtu: u32,
     pub(crate) up: bool,
+    /// It is a port of another one (bridge, bond).
+    pub(crate) enslaved: bool,
     pub(crate) stats: Stats64,
     /// Queues of a multi-queue TAP that somebody holds open.
     pub(crate) open_queues: u32,
@@ -168,6 +170,7 @@ fn read_link(message: LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        enslaved: false,
         stats: Stats64::default(),
         open_queues: 0,
     };
@@ -176,6 +179,7 @@ fn read_link(message: LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(octets) => link.mac = octets.try_into().ok().map(MacAddr),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Controller(index) => link.enslaved = index != 0,
             LinkAttribute::Stats64(stats) => link.stats = stats,
             LinkAttribute::LinkInfo(info) => link.open_queues = open_queues(&info),
             _ => {}

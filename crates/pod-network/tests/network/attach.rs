@@ -369,6 +369,53 @@ printf '{"cniVersion":"1.0.0","interfaces":[{"name":"hosta"},{"name":"net1","san
  "ips":[{"address":"10.66.0.7/24","interface":1},{"address":"10.65.0.7/32","interface":2}],"dns":{"nameservers":["10.65.0.1"]}}' $CNI_NETNS $CNI_NETNS
 "#;
 
+/// /sys shows the namespace that it was mounted from.
+fn own_sysfs() {
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("sysfs", "/sys", "sysfs", flags, None).unwrap();
+}
+
+#[test]
+fn interfaces_that_no_result_tells_of_come_through() {
+    // As Multus does: several networks, one result. A bond's port and what a kernel
+    // gives each namespace are no interfaces of the pod.
+    let silent = TWO_INTERFACES
+        .replace(r#",{"name":"net1","sandbox":"%s"}"#, "")
+        .replace(r#"{"address":"10.66.0.7/24","interface":1},"#, "")
+        .replace(r#""interface":2"#, r#""interface":1"#)
+        .replace("$CNI_NETNS $CNI_NETNS\n", "$CNI_NETNS\n")
+        .replace(
+            "ip link set hosta up",
+            "$in ip link add br0 type bridge
+$in ip link add port type veth peer name idle
+$in ip link set port master br0 up
+ip link set hosta up",
+        );
+    on_host(move |host| {
+        host.write_plugin("two", &silent);
+        host.write_list(
+            "10-two.conf",
+            r#"{"cniVersion":"1.0.0","name":"two","type":"two"}"#,
+        );
+        own_sysfs();
+        let network = host.network();
+        let (record, attachment) = attach(&network, request("a"));
+        let names: Vec<&str> = attachment.nics.iter().map(|n| n.name.as_str()).collect();
+        assert_eq!(names, ["eth0", "net1"]);
+        assert_eq!(
+            attachment.nics[1].addresses,
+            ["10.66.0.7/24".parse().unwrap()]
+        );
+        let wanted = record.nics.clone();
+        drop(attachment);
+        // The TAPs beside them are none of them.
+        let again = network.adopt(&record).unwrap();
+        assert_eq!(again.nics.len(), wanted.len());
+        drop(again);
+        network.remove(&record).unwrap();
+    });
+}
+
 #[test]
 fn several_interfaces_and_gateways_outside_the_subnet_come_through() {
     on_host(|host| {
@@ -377,15 +424,7 @@ fn several_interfaces_and_gateways_outside_the_subnet_come_through() {
             "10-two.conf",
             r#"{"cniVersion":"1.0.0","name":"two","type":"two"}"#,
         );
-        // /sys shows the namespace that it was mounted from.
-        rustix::mount::mount(
-            "sysfs",
-            "/sys",
-            "sysfs",
-            rustix::mount::MountFlags::empty(),
-            None,
-        )
-        .unwrap();
+        own_sysfs();
         let network = host.network();
         let (record, attachment) = attach(&network, request("a"));
         let names: Vec<&str> = attachment.nics.iter().map(|n| n.name.as_str()).collect();

@@ -178,10 +178,26 @@ fn without_any_record_the_sweep_removes_it() {
 
 #[test]
 fn after_a_reboot_the_addresses_are_given_back() {
-    on_host(|host| {
+    rebooted(|_| ());
+}
+
+#[test]
+fn after_a_reboot_amid_add_the_addresses_are_given_back() {
+    // All that was stored is the plan, by an earlier start of the host.
+    rebooted(|record| {
+        record.phase = Phase::Planned;
+        record.boot = "another".into();
+        record.result = None;
+        record.nics.clear();
+    });
+}
+
+fn rebooted(stored: fn(&mut NetworkRecord)) {
+    on_host(move |host| {
         let network = gated_network(host);
-        let (record, attachment) = attach(&network, request("a"));
+        let (mut record, attachment) = attach(&network, request("a"));
         drop(attachment);
+        stored(&mut record);
         let leases = || {
             fs::read_dir(host.leases().join("spherule"))
                 .unwrap()
