@@ -65,7 +65,13 @@ pub(super) fn interfaces() -> anyhow::Result<()> {
         }),
         ..v1::LinuxSandboxSecurityContext::default()
     });
-    let pod = net.pod_with(&config, container_config("c", "exec httpd -f -p 80 -h /"))?;
+    let pod = net.pod_with(
+        &config,
+        container_config(
+            "c",
+            "echo page >/www/page && exec httpd -f -p [::]:80 -h /www",
+        ),
+    )?;
     ensure!(net.cri.sandbox(&pod.id)?.network.context("none")?.ip == pod.ip);
     look(&net, &pod)?;
     let own = net.sh(
@@ -74,10 +80,7 @@ pub(super) fn interfaces() -> anyhow::Result<()> {
     )?;
     ensure!(own.starts_with("7\n") && own.contains("100000"), "{own}");
     for host in [pod.ip.as_str(), "10.66.0.7", "[fd66::7]"] {
-        ensure!(
-            !net.page(&format!("{host}:80/etc/hostname"))?.is_empty(),
-            "{host}"
-        );
+        ensure!(net.page(&format!("{host}:80/page"))? == "page", "{host}");
     }
     net.cri.remove_pod(&pod.id)?;
     let mut after = net.remains()?;
