@@ -23,6 +23,7 @@ pub(crate) fn wish(config: &PodSandboxConfig) -> Result<NetworkSpec, CriError> {
             aliases: aliases(config),
             ..Capabilities::default()
         },
+        insist: false,
     })
 }
 

@@ -60,6 +60,7 @@ fn info(found: &CriSandbox) -> HashMap<String, String> {
             "netns": network.netns,
             "interfaces": network.nics,
             "cniResult": network.result,
+            "ignoredCapabilities": network.ignored_capabilities(),
         })),
         "sysctls": sandbox.spec.sysctls,
         "guestKernel": sandbox.kernel_release,

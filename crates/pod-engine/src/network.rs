@@ -22,6 +22,7 @@ pub(crate) fn wish(manifest: &Manifest, hostname: &str) -> NetworkSpec {
             aliases: vec![hostname.to_owned()],
             ..Capabilities::default()
         },
+        insist: true,
     }
 }
 

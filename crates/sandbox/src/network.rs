@@ -68,15 +68,31 @@ pub(crate) async fn plan(
     let network = Arc::clone(&inner.network);
     let planned = crate::blocking(&entry.id, move || network.plan(request)).await?;
     let planned = planned.map_err(failed(&entry.id, "be made"))?;
-    let arguments = planned.ignored_capabilities();
+    let ignored = planned.ignored_capabilities();
+    let insist = entry.record.read(|s| {
+        s.spec
+            .network
+            .as_ref()
+            .is_some_and(|network| network.insist)
+    });
     for name in ["portMappings", "bandwidth"] {
-        if arguments.iter().any(|ignored| ignored == name) {
-            tracing::warn!(
-                sandbox = entry.id,
-                network = planned.list.name,
-                "the pod wants {name}, and no plugin of the network declares that capability"
-            );
+        if !ignored.iter().any(|capability| capability == name) {
+            continue;
         }
+        let network = &planned.list.name;
+        if insist {
+            return Err(SandboxError::Invalid {
+                field: "network",
+                message: format!(
+                    "the pod wants {name}, and no plugin of the network {network:?} declares that capability: leave it out (hostPort, bandwidth annotations), or add the plugin to the network's configuration"
+                ),
+            });
+        }
+        tracing::warn!(
+            sandbox = entry.id,
+            network,
+            "the pod wants {name}, and no plugin of the network declares that capability"
+        );
     }
     Ok(Some(planned))
 }

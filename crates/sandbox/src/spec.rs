@@ -128,6 +128,11 @@ pub struct NetworkSpec {
     /// Ports of the node, limits of rates, and what else plugins are told.
     #[serde(default)]
     pub capabilities: Capabilities,
+    /// Ports and limits that no plugin of the network makes are refused. Otherwise they
+    /// are logged: where a kubelet is, others of the node may make them (kube-proxy's
+    /// replacements).
+    #[serde(default)]
+    pub insist: bool,
 }
 
 /// Name resolution, as /etc/resolv.conf has it. Words without spaces.

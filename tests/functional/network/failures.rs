@@ -35,6 +35,18 @@ pub(super) fn none() -> anyhow::Result<()> {
     let info = net.daemon.cli(["info"])?.ok()?;
     ensure!(info.contains("Network:  not ready"), "{info}");
 
+    // What the network does not do is refused, not left out.
+    net.host.write_list(
+        "00-plain.conflist",
+        &json!({"cniVersion": "1.0.0", "name": "plain", "plugins": [{"type": "bridge"}]}),
+    )?;
+    let ports = json!({"ports": [{"containerPort": 80, "hostPort": 8080}]});
+    let ports = spherule_tests::manifest::container("c", "true", ports);
+    net.daemon
+        .run(&spherule_tests::manifest::pod("ports", &[ports], json!({})))?
+        .refused(&["portMappings", "plain"])?;
+    std::fs::remove_file(net.host.dir().join("net.d/00-plain.conflist"))?;
+
     // Without a restart.
     let said = net.host.init(&[])?;
     ensure!(said.contains("10-spherule.conflist written"), "{said}");
