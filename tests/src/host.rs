@@ -204,7 +204,8 @@ impl Host {
             all.extend(kept.map(|line| format!("{tool} {line}")));
         }
         let leases = self.dir.path().join("leases/spherule");
-        for dir in [leases, run.join("netns"), run.join("network")] {
+        all.push(self.sh("ls /run/netns")?);
+        for dir in [leases, run.join("network")] {
             for entry in std::fs::read_dir(&dir).into_iter().flatten() {
                 let name = entry?.file_name().to_string_lossy().into_owned();
                 // host-local's own bookkeeping.

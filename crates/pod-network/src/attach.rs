@@ -72,6 +72,11 @@ impl Network {
     fn make(&self, record: &mut NetworkRecord) -> Result<Attachment, NetworkError> {
         record.phase = Phase::Attaching;
         self.cache.put(record)?;
+        let dir = &self.config.netns_dir;
+        fs::create_dir_all(dir).map_err(|source| NetworkError::Directory {
+            path: dir.clone(),
+            source,
+        })?;
         let netns = Netns::create(&record.netns)?;
         let adding = self.attaching();
         for place in 0..record.list.plugins.len() {

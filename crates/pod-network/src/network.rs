@@ -8,7 +8,6 @@ use crate::error::NetworkError;
 use crate::record::{NetworkRecord, Phase, RecordCache, this_boot};
 use crate::status::Versions;
 use std::collections::HashMap;
-use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
@@ -20,9 +19,11 @@ const ASIDE: Duration = Duration::from_secs(10);
 /// Where things are, and what is the default.
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
-    /// Namespaces are below `netns` of it, copies of records below `network`.
-    /// Goes with a reboot.
+    /// Copies of records are below `network` of it. Goes with a reboot.
     pub run_dir: PathBuf,
+    /// Where the namespaces are, by the pods' ids; others may have theirs there, too.
+    /// Goes with a reboot.
+    pub netns_dir: PathBuf,
     /// Network configurations.
     pub conf_dir: PathBuf,
     /// Plugins; the first that has a program of the name wins.
@@ -40,6 +41,9 @@ impl NetworkConfig {
     pub fn new(run_dir: impl Into<PathBuf>) -> Self {
         Self {
             run_dir: run_dir.into(),
+            // Where other runtimes and `ip netns` have them: a CNI that is itself a pod
+            // (Multus) mounts this one.
+            netns_dir: "/run/netns".into(),
             conf_dir: "/etc/cni/net.d".into(),
             plugin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             plugin_timeout: Duration::from_secs(60),
@@ -75,17 +79,12 @@ pub struct Network {
 }
 
 impl Network {
-    /// Makes its directories below `run_dir`; touches nothing else.
+    /// Makes its directory below `run_dir`; touches nothing else.
     ///
     /// # Errors
     ///
-    /// A directory cannot be made.
+    /// It cannot be made.
     pub fn new(config: NetworkConfig) -> Result<Self, NetworkError> {
-        let netns = config.run_dir.join("netns");
-        fs::create_dir_all(&netns).map_err(|source| NetworkError::Directory {
-            path: netns,
-            source,
-        })?;
         Ok(Self {
             cache: RecordCache::open(config.run_dir.join("network"))?,
             directory: Directory::new(config.conf_dir.clone()),
@@ -127,12 +126,8 @@ impl Network {
         })
     }
 
-    pub(crate) fn netns_dir(&self) -> PathBuf {
-        self.config.run_dir.join("netns")
-    }
-
     pub(crate) fn netns_path(&self, id: &str) -> PathBuf {
-        self.netns_dir().join(id)
+        self.config.netns_dir.join(format!("spherule-{id}"))
     }
 
     pub(crate) fn chain<'a>(&'a self, list: &'a NetworkList) -> Chain<'a> {

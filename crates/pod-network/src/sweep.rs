@@ -4,7 +4,7 @@ use crate::cni::plugin::PluginError;
 use crate::error::NetworkError;
 use crate::netns;
 use crate::network::Network;
-use crate::record::{self, NetworkRecord};
+use crate::record::NetworkRecord;
 use std::collections::BTreeSet;
 use std::sync::TryLockError;
 
@@ -27,10 +27,11 @@ impl Network {
     /// Our directories cannot be read.
     pub fn strays(&self, known: &[NetworkRecord]) -> Result<Vec<String>, NetworkError> {
         let kept: BTreeSet<&str> = known.iter().map(|r| r.pod.sandbox_id.as_str()).collect();
-        let mut found: BTreeSet<String> = self.cache.ids()?.into_iter().collect();
-        found.extend(record::names(&self.netns_dir(), "")?);
+        // A copy is written before anything is made, and goes last.
+        let mut found = self.cache.ids()?;
         found.retain(|id| !kept.contains(id.as_str()));
-        Ok(found.into_iter().collect())
+        found.sort();
+        Ok(found)
     }
 
     /// Removes the network of such a sandbox, with DEL by our copy of its record.
@@ -42,7 +43,7 @@ impl Network {
         if let Some(record) = self.cache.get(id)? {
             return self.remove(&record);
         }
-        // Without a copy nothing was asked of a plugin yet: it is written first.
+        // It went meanwhile, or cannot be read.
         self.in_turn(id, || netns::remove(&self.netns_path(id)))?;
         Ok(())
     }

@@ -53,6 +53,8 @@ impl Host {
             .expect("a /run of its own");
         command("ip", &["link", "set", "lo", "up"]);
         let mut config = NetworkConfig::new(dir.path().join("run"));
+        // Plugins are known by it, and others' tests use the same ids.
+        config.netns_dir = dir.path().join("run/netns");
         config.conf_dir = dir.path().join("net.d");
         config.plugin_dirs = vec![dir.path().join("bin"), "/usr/lib/cni".into()];
         config.plugin_timeout = Duration::from_secs(60);

@@ -41,6 +41,7 @@ printf '%s' "$out"; exit $code"#
 fn daemon() {
     let scene = PathBuf::from(std::env::var_os(SCENE).expect("a scene"));
     let mut config = NetworkConfig::new(scene.join("run"));
+    config.netns_dir = scene.join("run/netns");
     config.conf_dir = scene.join("net.d");
     config.plugin_dirs = vec![scene.join("bin"), "/usr/lib/cni".into()];
     let network = Network::new(config).unwrap();

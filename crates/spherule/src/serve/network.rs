@@ -13,6 +13,9 @@ pub(crate) struct NetworkArgs {
     network: Source,
     #[command(flatten)]
     cni: CniDirs,
+    /// Directory of the pods' network namespaces
+    #[arg(long, default_value = "/run/netns")]
+    netns_dir: PathBuf,
     /// How long one run of a CNI plugin may take
     #[arg(long, value_parser = humantime::parse_duration, default_value = "60s")]
     cni_timeout: Duration,
@@ -52,6 +55,7 @@ impl NetworkArgs {
         let network = &mut config.network;
         network.conf_dir = self.cni.cni_conf_dir;
         network.plugin_dirs = self.cni.cni_plugin_dir;
+        network.netns_dir = self.netns_dir;
         network.plugin_timeout = self.cni_timeout;
         network.anti_spoofing = !self.allow_spoofing;
     }
