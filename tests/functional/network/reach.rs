@@ -67,6 +67,7 @@ pub(super) fn gibibyte() -> anyhow::Result<()> {
     for (command, address) in [
         ("send", &server[0]),
         ("send", &server[1]),
+        ("send", &HOST[0].to_owned()),
         ("fetch", &HOST[0].to_owned()),
         ("fetch", &HOST[1].to_owned()),
     ] {
@@ -192,21 +193,52 @@ fn side_by_side<T: Send, R: Send>(
     })
 }
 
-/// A privileged container gives itself another's address: what it sends then is
-/// dropped, and what it sends from its own is not.
+/// A privileged container gives itself the addresses of another pod: what it sends from
+/// them is dropped, and what it sends from its own is not.
 pub(super) fn spoofing() -> anyhow::Result<()> {
     let net = Net::new()?;
+    let victim = net.pod_with(
+        &net.config("victim"),
+        container_config("c", "exec sleep 1000"),
+    )?;
     let mut config = net.config("spoofer");
     let mut container = container_config("c", "exec sleep 1000");
     privileged(&mut config, &mut container);
     let pod = net.pod_with(&config, container)?;
-    net.sh(&pod, "busybox ping -c 1 -W 10 10.88.0.1")?;
-    let silent = |ping: &str| net.sh(&pod, &format!("! {ping}"));
-    net.sh(&pod, "ip addr add 10.88.77.77/16 dev eth0")?;
-    silent("busybox ping -c 2 -W 1 -I 10.88.77.77 10.88.0.1")?;
+    let hosts = ["10.88.0.1", "fd88:5f3e::1"];
+    let addresses = [&victim.ip, &victim.ip6];
+    net.sh(&pod, "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad")?;
+    let rules = [
+        ("iptables", "-p icmp --icmp-type echo-request", 32),
+        ("ip6tables", "-p icmpv6 --icmpv6-type echo-request", 128),
+    ];
+    let own = [&pod.ip, &pod.ip6];
+    let places = own.into_iter().zip(addresses).zip(hosts).zip(rules);
+    for (((own, address), host), (rules, pings, bits)) in places {
+        let from_own = format!("busybox ping -c 1 -W 10 -I {own} {host}");
+        net.sh(&pod, &from_own)?;
+        // Counts what is seen from the victim.
+        let rule = format!("-s {address} {pings}");
+        net.host.sh(&format!("{rules} -I INPUT {rule}"))?;
+        let ping = format!("busybox ping -c 1 -W 2 -I {address} {host}");
+        net.sh(
+            &pod,
+            &format!("ip addr add {address}/{bits} dev eth0; ! {ping}"),
+        )?;
+        let counted = || {
+            net.host
+                .sh(&format!("{rules} -nvxL INPUT 1 | awk '{{ print $1 }}'"))
+        };
+        ensure!(counted()? == "0\n", "{address} was spoofed");
+        net.sh(&victim, &ping)?;
+        ensure!(counted()? != "0\n", "the rule {rule} counts nothing");
+        net.sh(&pod, &from_own)?;
+    }
     net.sh(&pod, "ip link set eth0 address 02:00:00:00:00:99")?;
-    silent("busybox ping -c 2 -W 1 10.88.0.1")?;
-    net.cri.remove_pod(&pod.id)?;
+    net.sh(&pod, "! busybox ping -c 2 -W 1 10.88.0.1")?;
+    for pod in [&pod, &victim] {
+        net.cri.remove_pod(&pod.id)?;
+    }
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use pod_network::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const VERSION: &str = r#"[ $CNI_COMMAND = VERSION ] && echo '{"cniVersion":"1.1.0","supportedVersions":["0.4.0","1.0.0","1.1.0"]}' && exit 0"#;
+const VERSION: &str = r#"[ $CNI_COMMAND = VERSION ] && echo '{"cniVersion":"1.1.0","supportedVersions":["0.3.1","0.4.0","1.0.0","1.1.0"]}' && exit 0"#;
 
 /// A network of the real bridge and then the plugin `stub`.
 fn bridge_and_stub(host: &Host, script: &str) -> Network {
@@ -253,11 +253,13 @@ fn logging(host: &Host, name: &str) {
         name,
         &format!(
             r#"{VERSION}
+input=$(cat)
+version=$(printf %s "$input" | sed 's/.*"cniVersion":"\([0-9.]*\)".*/\1/')
 printf '{{"plugin":"{name}","command":"%s","id":"%s","netns":"%s","ifname":"%s","args":"%s","input":%s}}\n' \
-    "$CNI_COMMAND" "$CNI_CONTAINERID" "$CNI_NETNS" "$CNI_IFNAME" "$CNI_ARGS" "$(cat)" >> {log}
+    "$CNI_COMMAND" "$CNI_CONTAINERID" "$CNI_NETNS" "$CNI_IFNAME" "$CNI_ARGS" "$input" >> {log}
 case $CNI_COMMAND in
 ADD) nsenter --net=$CNI_NETNS ip link add eth0 type veth peer name other 2>/dev/null
-     printf '{{"cniVersion":"1.1.0","interfaces":[{{"name":"eth0","sandbox":"%s"}}],"by":"{name}"}}' $CNI_NETNS ;;
+     printf '{{"cniVersion":"'$version'","interfaces":[{{"name":"eth0","sandbox":"%s"}}],"by":"{name}"}}' $CNI_NETNS ;;
 esac"#,
             log = log.display()
         ),
@@ -350,6 +352,74 @@ fn plugins_are_told_what_the_specification_says() {
         for del in &log[8..] {
             assert_eq!(del["input"]["prevResult"]["by"], "two");
         }
+    });
+}
+
+/// A version has the calls that its specification knows, and no others.
+#[test]
+fn each_version_has_its_own_calls() {
+    for (version, calls, previous) in [
+        ("0.3.1", "ADD one,ADD two,DEL two,DEL one", false),
+        (
+            "0.4.0",
+            "ADD one,ADD two,CHECK one,CHECK two,DEL two,DEL one",
+            true,
+        ),
+        (
+            "1.0.0",
+            "ADD one,ADD two,CHECK one,CHECK two,DEL two,DEL one",
+            true,
+        ),
+    ] {
+        on_host(move |host| {
+            logging(host, "one");
+            logging(host, "two");
+            let list = json!({"cniVersion": version, "name": "n",
+                "plugins": [{"type": "one"}, {"type": "two"}]});
+            host.write_list("10-net.conflist", &list.to_string());
+            let network = host.network();
+            network.status().unwrap();
+            let (record, attachment) = attach(&network, request("a"));
+            network.check(&record).unwrap();
+            drop(attachment);
+            let known = std::slice::from_ref(&record);
+            let collected = network.collect_garbage(|| known.to_vec());
+            assert!(matches!(&collected, Collected::Done(failed) if failed.is_empty()));
+            network.remove(&record).unwrap();
+            let log = log(host);
+            let word = |call: &Value, name: &str| call[name].as_str().unwrap().to_owned();
+            let made: Vec<String> = log
+                .iter()
+                .map(|call| format!("{} {}", word(call, "command"), word(call, "plugin")))
+                .collect();
+            assert_eq!(made.join(","), calls, "{version}");
+            for call in &log {
+                assert_eq!(call["input"]["cniVersion"], version);
+                if call["command"] == "DEL" {
+                    let told = call["input"].get("prevResult").is_some();
+                    assert_eq!(told, previous, "{version}: {call}");
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn calls_that_a_list_disables_are_not_made() {
+    on_host(|host| {
+        logging(host, "one");
+        let list = json!({"cniVersion": "1.1.0", "name": "n", "disableCheck": true,
+            "disableGC": true, "plugins": [{"type": "one"}]});
+        host.write_list("10-net.conflist", &list.to_string());
+        let network = host.network();
+        let (record, attachment) = attach(&network, request("a"));
+        network.check(&record).unwrap();
+        drop(attachment);
+        network.collect_garbage(Vec::new);
+        network.remove(&record).unwrap();
+        let log = log(host);
+        let made: Vec<_> = log.iter().map(|call| &call["command"]).collect();
+        assert_eq!(made, ["ADD", "DEL"]);
     });
 }
 
