@@ -26,10 +26,8 @@ const MAX_SERIAL: usize = 64;
 /// its name until it is made.
 const DIRECTORY: &str = "volume";
 const UNFINISHED: &str = "volume.new";
-/// What a group may do with a device, and with the top of a file system, whose new
-/// files belong to it, too.
+/// What a group may do with a device.
 const DEVICE_MODE: u32 = 0o660;
-const GROUP_DIR_BITS: u32 = 0o2770;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FileSystem {
@@ -282,7 +280,12 @@ impl BlockVolume {
         if let Some(group) = self.request.group
             && !self.request.read_only
         {
-            own_top(&mount, group)
+            let policy = match self.request.group_on_mismatch_only {
+                true => fs_group::Policy::OnRootMismatch,
+                false => fs_group::Policy::Always,
+            };
+            open_top(&mount)
+                .and_then(|top| fs_group::give(top, group, policy))
                 .doing(|| format!("giving the volume {name} to group {group}"))?;
         }
         fs_mount::make_dir(layout::BLOCK_VOLUMES)?;
@@ -376,17 +379,9 @@ fn make_directory(mount: &OwnedFd, wanted: &Directory) -> Result<(), Errno> {
     rustix::fs::renameat(mount, UNFINISHED, mount, DIRECTORY)
 }
 
-/// The top directory only: what lies below keeps its owners.
-fn own_top(mount: &OwnedFd, group: u32) -> Result<(), Errno> {
+fn open_top(mount: &OwnedFd) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let top = rustix::fs::openat(mount, ".", flags, Mode::empty())?;
-    let stat = rustix::fs::fstat(&top)?;
-    if stat.st_gid == group && stat.st_mode & GROUP_DIR_BITS == GROUP_DIR_BITS {
-        return Ok(());
-    }
-    rustix::fs::fchown(&top, None, Some(Gid::from_raw(group)))?;
-    let mode = stat.st_mode & 0o7777 | GROUP_DIR_BITS;
-    rustix::fs::fchmod(&top, Mode::from_raw_mode(mode))
+    rustix::fs::openat(mount, ".", flags, Mode::empty())
 }
 
 fn grow(file_system: FileSystem, name: &str, length: u64) -> Result<(), AgentError> {

@@ -443,8 +443,11 @@ pub struct BlockVolumeSpec {
     /// By which the guest finds it (`/dev/disk/by-id/virtio-<serial>`): at most 64
     /// letters, digits, '-', '_' and '.'; empty: none.
     pub serial: String,
-    /// Group of the device, or of the top directory of the file system.
+    /// Group of the device, or of all in the file system.
     pub group: Option<u32>,
+    /// When all in the file system is given to the group.
+    #[serde(default)]
+    pub group_change: fs_group::Policy,
     /// How much I/O it may do.
     pub limits: IoLimits,
     /// Nobody else on the host has it: refused where it is mounted or locked, and

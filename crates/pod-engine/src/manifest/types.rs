@@ -220,17 +220,7 @@ pub struct PodSecurityContext {
     pub run_as_non_root: Option<bool>,
     pub supplemental_groups: Vec<i64>,
     pub fs_group: Option<i64>,
-    pub fs_group_change_policy: FsGroupChangePolicy,
-}
-
-/// `fsGroupChangePolicy`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub enum FsGroupChangePolicy {
-    /// Whenever the volume is mounted.
-    #[default]
-    Always,
-    /// Only where the volume's root is not as it should be.
-    OnRootMismatch,
+    pub fs_group_change_policy: fs_group::Policy,
 }
 
 /// `securityContext` of a container.

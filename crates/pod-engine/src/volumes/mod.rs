@@ -6,7 +6,6 @@
 
 mod atomic_dir;
 mod host_path;
-mod ownership;
 mod payload;
 
 pub(crate) use host_path::{Allowed, Wanted};
@@ -158,7 +157,10 @@ impl Volumes {
         let stat = rustix::fs::fstat(&fd).map_err(|e| NotMounted::io(&claimed.path, e.into()))?;
         let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if claimed.host_path.is_none() && !is_directory {
-            return Ok(Some(disk(&volume.name, claimed, group, &self.allowed)));
+            let mut disk = disk(&volume.name, claimed, &self.allowed);
+            disk.volume.group = group;
+            disk.volume.group_change = context.fs_group_change_policy;
+            return Ok(Some(disk));
         }
         if claimed.limits != IoLimits::default() {
             return Err(NotMounted::Unlimited(claimed.path));
@@ -168,7 +170,7 @@ impl Volumes {
             && claimed.host_path.is_none()
             && !claimed.read_only
         {
-            let given = ownership::give(&fd, group, context.fs_group_change_policy);
+            let given = fs_group::give(&fd, group, context.fs_group_change_policy);
             given.map_err(|error| NotMounted::io(&claimed.path, error.into()))?;
         }
         Ok(None)
@@ -254,7 +256,7 @@ impl Volumes {
 }
 
 /// A claim's volume as a disk of the pod's VM.
-fn disk(name: &str, claimed: Claimed, group: Option<u32>, allowed: &Allowed) -> PathVolume {
+fn disk(name: &str, claimed: Claimed, allowed: &Allowed) -> PathVolume {
     let shown_as = match claimed.is_block {
         true => ShownAs::Device,
         false => ShownAs::FileSystem {
@@ -276,7 +278,8 @@ fn disk(name: &str, claimed: Claimed, group: Option<u32>, allowed: &Allowed) -> 
                 1..=64 => claimed.volume,
                 _ => String::new(),
             },
-            group,
+            group: None,
+            group_change: fs_group::Policy::default(),
             limits: claimed.limits,
             exclusive: true,
         },

@@ -110,6 +110,7 @@ async fn attach_disk(
         shown_as: ShownAs::Directory(volume.top),
         serial: String::new(),
         group: None,
+        group_change: fs_group::Policy::default(),
         limits: IoLimits::default(),
         exclusive: true,
     };

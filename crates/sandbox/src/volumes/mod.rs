@@ -207,6 +207,7 @@ async fn make(
         serial: spec.serial.clone(),
         file_system: file_system.map(|kind| kind.to_string()).unwrap_or_default(),
         group: spec.group,
+        group_on_mismatch_only: spec.group_change == fs_group::Policy::OnRootMismatch,
         directory: match spec.shown_as {
             ShownAs::Directory(top) => Some(crate::vm_plan::directory(top)),
             ShownAs::Device | ShownAs::FileSystem { .. } => None,
@@ -402,6 +403,7 @@ pub(crate) async fn attach_device(
         shown_as: ShownAs::Device,
         serial: String::new(),
         group: None,
+        group_change: fs_group::Policy::default(),
         limits: IoLimits::default(),
         exclusive: false,
     };
@@ -547,6 +549,7 @@ mod tests {
             shown_as: ShownAs::Device,
             serial: "pv_1.a".into(),
             group: None,
+            group_change: fs_group::Policy::default(),
             limits: IoLimits::default(),
             exclusive: true,
         };

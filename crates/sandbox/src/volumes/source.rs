@@ -200,6 +200,7 @@ mod tests {
             shown_as: ShownAs::Device,
             serial: String::new(),
             group: None,
+            group_change: fs_group::Policy::default(),
             limits: IoLimits::default(),
             exclusive: true,
         }

@@ -24,6 +24,7 @@ fn volume(name: &str, shown_as: ShownAs) -> BlockVolumeSpec {
         shown_as,
         serial: format!("serial-of-{name}"),
         group: None,
+        group_change: fs_group::Policy::default(),
         limits: IoLimits::default(),
         exclusive: true,
     }

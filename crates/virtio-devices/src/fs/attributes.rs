@@ -32,12 +32,11 @@ fn root_attr() -> Attr {
 
 /// Which extended attributes the guest reads and writes: those that a process
 /// without rights over the host may. "trusted." and the labels of the host's
-/// security modules are none of the guest's affair.
+/// security modules are none of the guest's affair. Nor are access lists: the guest's
+/// kernel would store them and go by the mode alone, which shows their mask, so that a
+/// group could do more than its list says.
 fn is_shared(name: &[u8]) -> bool {
-    name.starts_with(b"user.")
-        || name == b"security.capability"
-        || name == b"system.posix_acl_access"
-        || name == b"system.posix_acl_default"
+    name.starts_with(b"user.") || name == b"security.capability"
 }
 
 impl Server {

@@ -1,10 +1,11 @@
-//! fsGroup on what a claim gives: files and directories come to belong to the
-//! group, which may read and write them. By descriptors, no link is followed: a
-//! pod may change the tree meanwhile.
+//! fsGroup: files and directories of a volume come to belong to a group, which may
+//! read and write them, as the kubelet does it. By descriptors, no link is followed: a
+//! pod may change the tree meanwhile. On the host for directories, in the guest for
+//! file systems of block volumes.
 
-use crate::manifest::FsGroupChangePolicy;
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -14,15 +15,29 @@ const DIR_BITS: u32 = 0o2770;
 /// Most levels of directories that are gone down.
 const MAX_DEPTH: usize = 256;
 
-/// Gives `top` and all beneath it to `group`.
-pub(super) fn give(top: &OwnedFd, group: u32, policy: FsGroupChangePolicy) -> Result<(), Errno> {
-    let stat = rustix::fs::fstat(top)?;
+/// When it is done (`fsGroupChangePolicy`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Policy {
+    /// Each time.
+    #[default]
+    Always,
+    /// Unless the top directory is as it would be.
+    OnRootMismatch,
+}
+
+/// Gives `top`, an open directory, and all beneath it to `group`.
+///
+/// # Errors
+///
+/// As the system calls; ENAMETOOLONG where directories lie too deep.
+pub fn give(top: impl AsFd, group: u32, policy: Policy) -> Result<(), Errno> {
+    let stat = rustix::fs::fstat(&top)?;
     let right = stat.st_gid == group && stat.st_mode & DIR_BITS == DIR_BITS;
-    if policy == FsGroupChangePolicy::OnRootMismatch && right {
+    if policy == Policy::OnRootMismatch && right {
         return Ok(());
     }
     let group = Gid::from_raw(group);
-    let mut open = vec![directory(top, c".")?];
+    let mut open = vec![directory(&top, c".")?];
     while let Some((fd, entries)) = open.last_mut() {
         let Some(entry) = entries.next() else {
             // The top last: until then it shows that the work is not done.
@@ -96,8 +111,8 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::path::Path;
 
-    fn give_all(dir: &Path, policy: FsGroupChangePolicy) {
-        let top = OwnedFd::from(fs::File::open(dir).unwrap());
+    fn give_all(dir: &Path, policy: Policy) {
+        let top = fs::File::open(dir).unwrap();
         give(&top, 1234, policy).unwrap();
     }
 
@@ -118,7 +133,7 @@ mod tests {
             (meta.gid(), meta.mode() & 0o7777)
         };
         let before = seen(&other);
-        give_all(&volume, FsGroupChangePolicy::OnRootMismatch);
+        give_all(&volume, Policy::OnRootMismatch);
         assert_eq!(seen(&volume), (1234, 0o2775));
         assert_eq!(seen(&volume.join("a/b")), (1234, 0o2775));
         assert_eq!(seen(&volume.join("a/b/f")), (1234, 0o4660));
@@ -126,9 +141,9 @@ mod tests {
         // A root that is right is left alone, unless asked otherwise.
         fs::write(volume.join("new"), "x").unwrap();
         fs::set_permissions(volume.join("new"), fs::Permissions::from_mode(0o600)).unwrap();
-        give_all(&volume, FsGroupChangePolicy::OnRootMismatch);
+        give_all(&volume, Policy::OnRootMismatch);
         assert_eq!(seen(&volume.join("new")).1, 0o600);
-        give_all(&volume, FsGroupChangePolicy::Always);
+        give_all(&volume, Policy::Always);
         assert_eq!(seen(&volume.join("new")), (1234, 0o660));
     }
 }
