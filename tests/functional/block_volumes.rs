@@ -9,7 +9,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-pub(crate) const TESTS: &[Test] = &[("block_volumes_of_claims_outlive_pods_and_daemon", claims)];
+pub(crate) const TESTS: &[Test] = &[
+    ("block_volumes_of_claims_outlive_pods_and_daemon", claims),
+    ("all_of_a_block_volume_is_given_to_the_pods_group", group),
+];
 
 fn volume(name: &str, path: &Path, mode: &str, local: Value, annotations: Value) -> Value {
     let mut source = json!({"path": path});
@@ -89,6 +92,21 @@ fn claims() -> anyhow::Result<()> {
     File::open(&raw)?.read_exact_at(&mut found, 0)?;
     ensure!(&found == b"first", "{found:?}");
 
+    // Given again, they are looked at again: what has grown, the pod sees.
+    for path in [&raw, &data] {
+        File::options().write(true).open(path)?.set_len(128 << 20)?;
+    }
+    let seen = "blockdev --getsize64 /dev/xvda; df -m /data | awk 'END { print ($2 > 90) }'";
+    let look = || daemon.cli(["exec", "first", "--", "sh", "-c", seen])?.ok();
+    ensure!(look()? == format!("{}\n0\n", 64 << 20));
+    daemon.apply(&objects)?.ok()?;
+    ensure!(look()? == format!("{}\n1\n", 128 << 20), "{}", look()?);
+    File::options().write(true).open(&raw)?.set_len(64 << 20)?;
+    daemon
+        .apply(&objects)?
+        .refused(&["PersistentVolume raw", "first"])?;
+    File::options().write(true).open(&raw)?.set_len(128 << 20)?;
+
     // In one place at a time: the second waits for the first to go.
     let script = "cat /data/f; head -c 5 /dev/xvda; echo";
     daemon.run_detached(&user("second", script))?;
@@ -110,5 +128,60 @@ fn claims() -> anyhow::Result<()> {
     })?;
     ensure!(told.to_string().contains("volumeDevices"), "{told:#}");
     daemon.cli(["rm", "--force", "wrong"])?.ok()?;
+    Ok(())
+}
+
+fn group() -> anyhow::Result<()> {
+    let host = tempfile::tempdir()?;
+    let data = host.path().join("data");
+    File::create(&data)?.set_len(64 << 20)?;
+    let daemon = Daemon::with(DaemonOptions {
+        args: vec![
+            "--allow-host-path".into(),
+            host.path().display().to_string(),
+        ],
+        ..DaemonOptions::default()
+    })?;
+    daemon
+        .apply(&documents(&[
+            volume("data", &data, "Filesystem", json!({}), json!({})),
+            claim("data", "Filesystem"),
+        ]))?
+        .ok()?;
+    let run = |name: &str, script: &str, context: Value| {
+        let c = json!({"volumeMounts": [{"name": "data", "mountPath": "/data"}]});
+        let volumes = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]);
+        let spec = json!({"volumes": volumes, "securityContext": context});
+        let ran = daemon
+            .run(&pod(name, &[container("c", script, c)], spec))?
+            .ok();
+        daemon.cli(["rm", "--force", name])?.ok()?;
+        ran
+    };
+    let secret = "mkdir -m 700 /data/d && echo a >/data/d/f && chmod 600 /data/d/f";
+    run("owner", secret, json!({}))?;
+    let read = "cat /data/d/f; stat -c %a:%g /data /data/d /data/d/f";
+    let user =
+        |policy: &str| json!({"runAsUser": 1000, "fsGroup": 2000, "fsGroupChangePolicy": policy});
+    let out = run("always", read, user("Always"))?;
+    let want = ["a", "2775:2000", "2770:2000", "660:2000"];
+    ensure!(
+        out.lines().map(|l| l.trim_start_matches("[c] ")).eq(want),
+        "{out}"
+    );
+    // The top is right: what is beneath it is left as it is.
+    run(
+        "owner",
+        "chmod 600 /data/d/f && chgrp 0 /data/d/f",
+        json!({}),
+    )?;
+    let out = run(
+        "mismatch",
+        "cat /data/d/f || echo not",
+        user("OnRootMismatch"),
+    )?;
+    ensure!(out.ends_with("not\n"), "{out}");
+    let out = run("again", read, user("Always"))?;
+    ensure!(out.contains("660:2000"), "{out}");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The engine: all pods of the daemon, and the calls on them.
 
 mod accept;
+mod disks;
 mod ephemeral;
 mod log_files;
 mod objects;

@@ -96,7 +96,7 @@ impl PodEngine {
             return Ok(Vec::new());
         }
         let inner = Arc::clone(&self.inner);
-        blocking(move || {
+        let applied = blocking(move || {
             let applied = inner.objects.apply(objects)?;
             for entry in inner.entries() {
                 // Its task tries again.
@@ -104,7 +104,9 @@ impl PodEngine {
             }
             Ok(applied)
         })
-        .await
+        .await?;
+        self.inner.refresh_disks(&applied).await?;
+        Ok(applied)
     }
 }
 
