@@ -12,6 +12,7 @@ use crate::disks::Disks;
 use crate::error::{AgentError, Doing};
 use crate::events::EventLog;
 use crate::exec::request::winsize;
+use crate::journals;
 use crate::log;
 use crate::poller::Poller;
 use crate::sandbox::Sandbox;
@@ -46,6 +47,8 @@ pub(crate) struct Agent {
     /// Of all containers together.
     pub(crate) cgroup: Cgroup,
     disks: Disks,
+    /// The keeper of journals runs.
+    keeps_journals: bool,
     pub(crate) containers: BTreeMap<String, Container>,
     removals: Vec<Removal>,
     pub(crate) events: EventLog,
@@ -74,6 +77,7 @@ impl Agent {
             sandbox: None,
             cgroup: Cgroup::of_pod(),
             disks: Disks::default(),
+            keeps_journals: false,
             containers: BTreeMap::new(),
             removals: Vec::new(),
             events: EventLog::default(),
@@ -155,6 +159,10 @@ impl Agent {
             let disks = &mut self.disks;
             let volumes = &mut sandbox.block_volumes;
             volumes.attach(request, disks, &sandbox.users)?;
+            if request.directory.is_some() && !self.keeps_journals {
+                journals::keep_small()?;
+                self.keeps_journals = true;
+            }
         }
         Ok(Answer::AttachVolume(AttachVolumeResponse {}))
     }

@@ -257,6 +257,16 @@ impl BlockVolumes {
     }
 }
 
+/// Mount points of the volumes that are directories, by what is there: for a process
+/// that does not know the agent's own list.
+pub(crate) fn tops_of_directories() -> Vec<String> {
+    let mounted = std::fs::read_dir(layout::BLOCK_VOLUMES);
+    let names = mounted.into_iter().flatten().flatten();
+    let tops = names.filter_map(|entry| entry.path().into_os_string().into_string().ok());
+    tops.filter(|top| std::path::Path::new(top).join(DIRECTORY).is_dir())
+        .collect()
+}
+
 impl BlockVolume {
     fn make(&mut self, users: &Users) -> Result<(), AgentError> {
         let name = &self.request.name;

@@ -21,6 +21,7 @@ mod events;
 mod exec;
 mod forward;
 mod fs_mount;
+mod journals;
 mod layout;
 mod listener;
 mod log;

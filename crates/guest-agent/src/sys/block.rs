@@ -16,6 +16,9 @@ const BLKPG_RESIZE_PARTITION: libc::c_int = 3;
 const BLKROSET: libc::Ioctl = 0x125d;
 /// linux/ext4.h: `_IOW('f', 16, __u64)`
 const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
+/// linux/ext4.h: `_IOW('f', 43, __u32)`, and to discard what is written back
+const EXT4_IOC_CHECKPOINT: libc::Ioctl = 0x4004_662b;
+const EXT4_IOC_CHECKPOINT_FLAG_DISCARD: u32 = 1;
 /// xfs_fs.h: `_IOR('X', 100, struct xfs_fsop_geom_v1)`
 const XFS_IOC_FSGEOMETRY_V1: libc::Ioctl = 0x8070_5864;
 /// xfs_fs.h: `_IOW('X', 110, struct xfs_growfs_data)`
@@ -77,6 +80,15 @@ pub(crate) fn grow_ext4(top: impl AsFd, blocks: u64) -> Result<(), Errno> {
     // SAFETY: the kernel reads a 64-bit number at the address, which lives through
     // the call.
     unsafe { ioctl(top, EXT4_IOC_RESIZE_FS, &raw mut blocks) }
+}
+
+/// Writes all that is in the journal of a mounted ext4 file system to its place, and
+/// discards the journal's blocks; `top` is its directory. Waits for the disk.
+pub(crate) fn discard_journal(top: impl AsFd) -> Result<(), Errno> {
+    let mut flags = EXT4_IOC_CHECKPOINT_FLAG_DISCARD;
+    // SAFETY: the kernel reads a 32-bit number at the address, which lives through
+    // the call.
+    unsafe { ioctl(top, EXT4_IOC_CHECKPOINT, &raw mut flags) }
 }
 
 /// Grows a mounted XFS file system to `length` bytes; `top` is its directory.
