@@ -11,6 +11,7 @@ use crate::nic::Nic;
 use crate::record::{NetworkRecord, Phase};
 use crate::tap::{self, TapError};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 /// Traffic of one interface as the guest sees it, since it was made.
@@ -139,6 +140,7 @@ impl Network {
                 pod_ips: attach::pod_ips(record, &result, &nics),
                 nics,
                 dns: result.dns,
+                sysctls: BTreeMap::new(),
             })
         })
     }

@@ -8,7 +8,8 @@ use crate::netns::Netns;
 use crate::network::Network;
 use crate::nic::{self, Found, Nic};
 use crate::record::{NetworkRecord, NicRecord, Phase};
-use crate::{redirect, tap};
+use crate::{redirect, sysctls, tap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -26,6 +27,9 @@ pub struct Attachment {
     pub pod_ips: Vec<IpAddr>,
     /// Name resolution as the network wants it; Kubernetes gives the pod its own.
     pub dns: Dns,
+    /// Kernel parameters that plugins have set, by their paths below /proc/sys; of a
+    /// network that was just made.
+    pub sysctls: BTreeMap<String, String>,
 }
 
 impl Network {
@@ -88,7 +92,10 @@ impl Network {
         }
         drop(adding);
         let result = record.add_result()?;
-        let made = netns.within(|| make_nics(record, &result))??;
+        let (made, sysctls) = netns.within(|| {
+            let made = make_nics(record, &result)?;
+            Ok::<_, NetworkError>((made, sysctls::read(&record.list, &record.interface)))
+        })??;
         record.nics = made.iter().map(|(record, _)| record.clone()).collect();
         record.phase = Phase::Attached;
         self.cache.put(record)?;
@@ -103,6 +110,7 @@ impl Network {
             pod_ips: pod_ips(record, &result, &nics),
             nics,
             dns: result.dns,
+            sysctls,
         })
     }
 }

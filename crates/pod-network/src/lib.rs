@@ -43,6 +43,7 @@ mod redirect;
 mod remove;
 mod status;
 mod sweep;
+mod sysctls;
 mod tap;
 
 pub use adopt::NicCounters;
@@ -65,6 +66,7 @@ pub use nic::{Neighbour, Nic, NicError, Route};
 pub use record::{CacheError, NetworkRecord, NicRecord, Phase};
 pub use status::NotReady;
 pub use sweep::Collected;
+pub use sysctls::path as sysctl_path;
 pub use tap::{TapError, VNET_HEADER_LEN};
 
 /// An error and its causes in one line, for people.

@@ -16,8 +16,9 @@ use crate::usage::NetworkInterface;
 use guest_api::proto as guest;
 use pod_network::{
     AttachRequest, Collected, Dns, Network, NetworkError, NetworkList, NetworkRecord, Nic,
-    NicCounters, PodIdentity,
+    NicCounters, PodIdentity, sysctl_path,
 };
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,7 @@ pub(crate) struct Attached {
     nics: Vec<Nic>,
     anti_spoof: bool,
     dns: Dns,
+    sysctls: BTreeMap<String, String>,
 }
 
 fn failed(id: &str, what: &'static str) -> impl FnOnce(NetworkError) -> SandboxError {
@@ -151,6 +153,7 @@ pub(crate) async fn attach(inner: &Inner, entry: &Entry) -> Result<Attached, San
         nics: attachment.nics,
         anti_spoof,
         dns: attachment.dns,
+        sysctls: attachment.sysctls,
     })
 }
 
@@ -309,6 +312,19 @@ impl Attached {
         })
     }
 
+    /// Kernel parameters that the network's plugins set, but for those that the pod has
+    /// of its own.
+    pub(crate) fn sysctls<'a>(
+        &self,
+        own: impl Iterator<Item = &'a String>,
+    ) -> BTreeMap<String, String> {
+        let mut sysctls = self.sysctls.clone();
+        for name in own {
+            sysctls.remove(&sysctl_path(name));
+        }
+        sysctls
+    }
+
     /// The guest's interfaces.
     pub(crate) fn interfaces(&self) -> Vec<guest::Nic> {
         self.nics.iter().map(guest_nic).collect()
@@ -374,6 +390,7 @@ mod tests {
             nics: vec![nic(1), nic(2)],
             anti_spoof: true,
             dns: Dns::default(),
+            sysctls: BTreeMap::new(),
         };
         let (devices, interfaces) = (attached.devices(), attached.interfaces());
         for (device, interface) in devices.iter().zip(&interfaces) {

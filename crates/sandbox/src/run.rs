@@ -367,6 +367,8 @@ async fn set_up(
         .record
         .read(|s| vm_plan::setup(s, scratch, now, entropy));
     request.nics = network.interfaces();
+    let more = network.sysctls(request.sysctls.keys());
+    request.sysctls.extend(more);
     let (dns, has_network) = entry
         .record
         .read(|s| (s.spec.dns.clone(), s.network.is_some()));

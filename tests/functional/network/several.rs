@@ -32,10 +32,12 @@ fn node() -> anyhow::Result<Net> {
     let ipam = json!({"type": "host-local", "dataDir": host.dir().join("leases"),
         "ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd88::/64"}]],
         "routes": [{"dst": "0.0.0.0/0"}]});
+    let delegates = json!({"type": "delegates", "bridge": "br0", "isGateway": true, "ipam": ipam});
+    let tuning = json!({"type": "tuning", "sysctl": {"net.core.somaxconn": "77",
+        "net.ipv4.conf.eth0.arp_ignore": "1", "net.ipv4.ip_unprivileged_port_start": "99"}});
     host.write_list(
-        "10-two.conf",
-        &json!({"cniVersion": "1.0.0", "name": "two", "type": "delegates",
-            "bridge": "br0", "isGateway": true, "ipam": ipam}),
+        "10-two.conflist",
+        &json!({"cniVersion": "1.0.0", "name": "two", "plugins": [delegates, tuning]}),
     )?;
     Net::on(host, &[])
 }
@@ -74,6 +76,13 @@ pub(super) fn interfaces() -> anyhow::Result<()> {
     )?;
     ensure!(net.cri.sandbox(&pod.id)?.network.context("none")?.ip == pod.ip);
     look(&net, &pod)?;
+    // The network's, but for what the pod has of its own.
+    let tuned = "cd /proc/sys/net; cat core/somaxconn ipv4/conf/eth0/arp_ignore";
+    ensure!(
+        net.sh(&pod, tuned)? == "77\n1\n",
+        "{}",
+        net.sh(&pod, tuned)?
+    );
     let own = net.sh(
         &pod,
         "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; cat /proc/self/uid_map",

@@ -91,6 +91,14 @@ impl PluginConf {
         (!kind.is_empty()).then_some(kind)
     }
 
+    /// Kernel parameters that the plugin is told to set in the namespace (`tuning`).
+    pub(crate) fn sysctls(&self) -> Vec<String> {
+        let told = self.conf.get("sysctl").and_then(Value::as_object);
+        told.into_iter()
+            .flat_map(|map| map.keys().cloned())
+            .collect()
+    }
+
     /// The capabilities that the plugin's configuration switches on.
     #[must_use]
     pub fn capabilities(&self) -> BTreeSet<&str> {
