@@ -173,6 +173,15 @@ fn make_nics(
     };
     let mut netlink = Netlink::open().map_err(links_error)?;
     let found = find_nics(&mut netlink, record, result)?;
+    let rules = netlink.rules().map_err(links_error)?;
+    if rules > 0 {
+        tracing::warn!(
+            sandbox = record.pod.sandbox_id,
+            network = record.list.name,
+            rules,
+            "plugins made routing rules (sbr), which the guest does not have: it routes by its main table alone"
+        );
+    }
     found
         .into_iter()
         .enumerate()

@@ -15,6 +15,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
     RouteProtocol, RouteType,
 };
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -140,6 +141,30 @@ impl Netlink {
             }));
         }
         Ok(found)
+    }
+
+    /// How many routing rules there are besides those of each namespace.
+    pub(crate) fn rules(&mut self) -> Result<usize, NetlinkError> {
+        let mut rules = 0;
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RuleMessage::default();
+            message.header.family = family;
+            let answers = self.dump("list rules", RouteNetlinkMessage::GetRule(message))?;
+            let own = answers.iter().filter(|answer| match answer {
+                // The kernel's: of the tables local, main and default.
+                RouteNetlinkMessage::NewRule(rule) => {
+                    let priority = |a: &RuleAttribute| match a {
+                        RuleAttribute::Priority(priority) => Some(*priority),
+                        _ => None,
+                    };
+                    let priority = rule.attributes.iter().find_map(priority);
+                    !matches!(priority.unwrap_or(0), 0 | 32_766 | 32_767)
+                }
+                _ => false,
+            });
+            rules += own.count();
+        }
+        Ok(rules)
     }
 
     /// The permanent neighbours of an interface.
