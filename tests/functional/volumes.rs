@@ -9,6 +9,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("empty_dir_outlives_a_container_and_is_shared", shared_dir),
     ("read_only_mount_refuses_writes", read_only),
     ("sub_path_shows_only_its_directory", sub_path),
+    (
+        "sub_path_that_is_missing_is_for_whom_the_volume_is_for",
+        missing_sub_path,
+    ),
     ("size_limit_of_a_disk_volume_is_enforced", || {
         size_limit("", "disk-limit")
     }),
@@ -55,6 +59,34 @@ fn sub_path() -> anyhow::Result<()> {
         .run(&pod("sub-path", &[main], spec))?
         .ok()?;
     ensure!(out == "[main] f\n[main] deep\n", "{out}");
+    Ok(())
+}
+
+fn missing_sub_path() -> anyhow::Result<()> {
+    let mount =
+        |name: &str| json!({"name": name, "mountPath": format!("/{name}"), "subPath": "a/b"});
+    let mounts = json!({"volumeMounts": [mount("disk"), mount("memory")]});
+    let script = "cd /; touch disk/f memory/f; stat -c %a:%g disk memory disk/f memory/f";
+    for (name, context, want) in [
+        (
+            "sub-path-user",
+            json!({"runAsUser": 1000}),
+            "777:0 777:0 644:1000 644:1000",
+        ),
+        (
+            "sub-path-group",
+            json!({"runAsUser": 1000, "fsGroup": 4000}),
+            "2777:4000 2777:4000 644:4000 644:4000",
+        ),
+    ] {
+        let spec = json!({"securityContext": context, "volumes": [
+            {"name": "disk", "emptyDir": {}},
+            {"name": "memory", "emptyDir": {"medium": "Memory"}}]});
+        let c = container("c", script, mounts.clone());
+        let out = shared::daemon()?.run(&pod(name, &[c], spec))?.ok()?;
+        let seen: Vec<&str> = out.lines().map(|l| l.trim_start_matches("[c] ")).collect();
+        ensure!(seen.join(" ") == want, "{name}: {out}");
+    }
     Ok(())
 }
 
