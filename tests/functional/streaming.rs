@@ -41,7 +41,7 @@ type Change = fn(&mut v1::ExecRequest);
 /// A container that runs, in a sandbox of its own.
 pub(crate) struct Running {
     pub(crate) cri: Cri,
-    sandbox: String,
+    pub(crate) sandbox: String,
     pub(crate) container: String,
     logs: tempfile::TempDir,
 }
@@ -101,6 +101,16 @@ impl Running {
         };
         let mut call = self.cri.runtime.clone();
         Ok(self.cri.wait(call.attach(request))?.url)
+    }
+
+    /// A URL to a port of it.
+    pub(crate) fn forward(&self, port: i32) -> Result<String, tonic::Status> {
+        let request = v1::PortForwardRequest {
+            pod_sandbox_id: self.sandbox.clone(),
+            port: vec![port],
+        };
+        let mut call = self.cri.runtime.clone();
+        Ok(self.cri.wait(call.port_forward(request))?.url)
     }
 
     /// The log of its container `c`.
@@ -182,27 +192,19 @@ fn forward() -> anyhow::Result<()> {
         ensure!(start.elapsed() < PATIENCE, "the server does not listen");
         std::thread::sleep(Duration::from_millis(100));
     }
-    let request = |port| v1::PortForwardRequest {
-        pod_sandbox_id: pod.sandbox.clone(),
-        port: vec![port],
-    };
-    let url = |port| {
-        let mut call = pod.cri.runtime.clone();
-        pod.cri.wait(call.port_forward(request(port)))
-    };
     let protocol = "v4.channel.k8s.io";
-    let mut client = connect(&url(8080)?.url, protocol)?.map_err(anyhow::Error::msg)?;
+    let mut client = connect(&pod.forward(8080)?, protocol)?.map_err(anyhow::Error::msg)?;
     client.say(0, b"ping")?;
     // The port's number comes first.
     let heard = client.hear(|heard| heard.get(&0).is_some_and(|said| said.len() >= 6))?;
     ensure!(heard[&0] == b"\x90\x1fping", "{heard:?}");
     drop(client);
 
-    let mut client = connect(&url(8081)?.url, protocol)?.map_err(anyhow::Error::msg)?;
+    let mut client = connect(&pod.forward(8081)?, protocol)?.map_err(anyhow::Error::msg)?;
     let heard = client.hear(|_| false)?;
     let told = String::from_utf8_lossy(&heard[&1][2..]).into_owned();
     ensure!(told.contains("8081"), "{told}");
-    refused(url(0), Code::InvalidArgument, &["port"])
+    refused(pod.forward(0), Code::InvalidArgument, &["port"])
 }
 
 /// Commands at once.
@@ -402,17 +404,10 @@ fn thousands() -> anyhow::Result<()> {
 fn gibibyte() -> anyhow::Result<()> {
     let server = "exec nc -ll -p 8080 -e sh -c 'head -c 1073741824 | md5sum'";
     let pod = Running::new("streaming-gibibyte", server)?;
-    let request = v1::PortForwardRequest {
-        pod_sandbox_id: pod.sandbox.clone(),
-        port: vec![8080],
-    };
     let listens = "while ! netstat -ltn | grep -q :8080; do usleep 10000; done";
     pod.output(listens)?;
-    let url = pod
-        .cri
-        .wait(pod.cri.runtime.clone().port_forward(request))?
-        .url;
-    let mut client = connect(&url, "v4.channel.k8s.io")?.map_err(anyhow::Error::msg)?;
+    let mut client =
+        connect(&pod.forward(8080)?, "v4.channel.k8s.io")?.map_err(anyhow::Error::msg)?;
     let piece: Vec<u8> = (0..1u32 << 20)
         .map(|n| (n % 251).to_le_bytes()[0])
         .collect();

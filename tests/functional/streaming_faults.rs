@@ -10,10 +10,12 @@ use spherule_tests::websocket::{WebSocket, connect};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 pub(crate) const TESTS: &[Test] = &[
     ("daemon_that_dies_ends_its_commands_only", daemon_dies),
+    ("daemon_that_is_told_to_end_tells_its_clients", daemon_ends),
     ("client_that_vanishes_in_any_phase_leaves_nothing", phases),
     ("reader_that_stalls_stalls_no_other", stalled),
 ];
@@ -56,6 +58,78 @@ fn daemon_dies() -> anyhow::Result<()> {
     let heard = open(&pod.exec(pod.request("echo again"))?)?.hear(|_| false)?;
     ensure!(heard[&1] == b"again\n", "{heard:?}");
     Ok(())
+}
+
+fn daemon_ends() -> anyhow::Result<()> {
+    let mut daemon = Daemon::start()?;
+    let script = "nc -ll -p 8080 -e cat & while read word; do echo $word; done";
+    let mut config = container_config("c", script);
+    config.stdin = true;
+    let mut pod = Running::on(&daemon, "streaming-end", config)?;
+    let before = pod.cri.container(&pod.container)?;
+    pod.output("while ! netstat -ltn | grep -q :8080; do usleep 10000; done")?;
+    // An exec that is silent, one that prints on and on, an attach, a port.
+    let mut silent = open(&pod.exec(pod.request("echo up; exec sleep 12346"))?)?;
+    let mut busy = open(&pod.exec(pod.request("exec yes"))?)?;
+    let mut attached = open(&pod.attach(true)?)?;
+    attached.say(0, b"word\n")?;
+    let mut port =
+        connect(&pod.forward(8080)?, "v4.channel.k8s.io")?.map_err(anyhow::Error::msg)?;
+    port.say(0, b"ping")?;
+    for (client, channel, said) in [
+        (&mut silent, 1, &b"up\n"[..]),
+        (&mut busy, 1, b"y\n"),
+        (&mut attached, 1, b"word\n"),
+        (&mut port, 0, b"\x90\x1fping"),
+    ] {
+        client.hear(|heard| {
+            heard
+                .get(&channel)
+                .is_some_and(|heard| heard.starts_with(said))
+        })?;
+    }
+    // Our own command line's.
+    let args = [
+        "exec",
+        &pod.sandbox,
+        "--",
+        "sh",
+        "-c",
+        "echo up; sleep 12346",
+    ];
+    let mut ours = daemon
+        .command(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(ours.stdout.take().context("stdout")?).read_line(&mut line)?;
+    ensure!(line == "up\n", "{line:?}");
+
+    let clients = [(silent, 3), (busy, 3), (attached, 3), (port, 1)];
+    let listeners = clients.map(|(mut client, channel)| {
+        std::thread::spawn(move || Ok::<_, anyhow::Error>((client.hear(|_| false)?, channel)))
+    });
+    daemon.terminate()?;
+    for listener in listeners {
+        let (heard, channel) = listener.join().ok().context("a listener died")??;
+        let told = String::from_utf8_lossy(&heard[&channel]);
+        ensure!(told.contains("is being restarted"), "{told}");
+        ensure!(channel == 1 || told.contains("\"Failure\""), "{told}");
+    }
+    let out = ours.wait_with_output()?;
+    let said = String::from_utf8_lossy(&out.stderr);
+    ensure!(
+        out.status.code() == Some(1) && said.contains("is being restarted"),
+        "{out:?}"
+    );
+
+    daemon.restart()?;
+    pod.cri = Cri::connect(&daemon)?;
+    let after = pod.cri.container(&pod.container)?;
+    ensure!(after.state() == ContainerState::ContainerRunning);
+    ensure!(after.started_at == before.started_at, "{after:?}");
+    gone(&pod, "sleep 12346")
 }
 
 /// A connection to where a URL leads, and the request that an upgrade needs.

@@ -205,6 +205,14 @@ impl Daemon {
         Ok(())
     }
 
+    /// SIGTERM to the daemon, and its end; its pods go on.
+    pub fn terminate(&mut self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "spherule serve ended: {status}");
+        Ok(())
+    }
+
     /// Starts the daemon again on the same directories.
     pub fn restart(&mut self) -> anyhow::Result<()> {
         ensure!(self.child.try_wait()?.is_some(), "the daemon still runs");

@@ -9,4 +9,4 @@ mod pods;
 mod status;
 
 pub use images::Images;
-pub use pods::{Facts, Pods};
+pub use pods::{ENDING, End, Facts, Pods};

@@ -1,6 +1,7 @@
 //! PodService: delegates, nothing else.
 
 mod disk_usage;
+mod ending;
 mod ephemeral;
 mod info;
 mod logs;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
+pub use ending::{ENDING, End};
 pub use info::Facts;
 
 /// A stream of answers.
@@ -43,17 +45,19 @@ pub struct Pods {
     others: Others,
     sandboxes: Sandboxes,
     facts: Arc<Facts>,
+    end: End,
 }
 
 impl Pods {
     /// Serves this engine, and the sandboxes that others made; `facts` is what Info
-    /// says beside it.
-    pub fn new(engine: PodEngine, sandboxes: Sandboxes, facts: Facts) -> Self {
+    /// says beside it. At the `end` sessions are told of it.
+    pub fn new(engine: PodEngine, sandboxes: Sandboxes, facts: Facts, end: End) -> Self {
         Self {
             engine,
             others: Others::new(sandboxes.clone()),
             sandboxes,
             facts: Arc::new(facts),
+            end,
         }
     }
 }
@@ -162,7 +166,7 @@ impl PodService for Pods {
         request: Request<Streaming<ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
         let output = session::exec(self, request.into_inner()).await?;
-        Ok(Response::new(output))
+        Ok(Response::new(ending::until(self.end.clone(), output)))
     }
 
     type AttachStream = Answers<SessionOutput>;
@@ -172,7 +176,7 @@ impl PodService for Pods {
         request: Request<Streaming<AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
         let output = session::attach(self, request.into_inner()).await?;
-        Ok(Response::new(output))
+        Ok(Response::new(ending::until(self.end.clone(), output)))
     }
 
     type PortForwardStream = Answers<PortForwardResponse>;
@@ -182,7 +186,7 @@ impl PodService for Pods {
         request: Request<Streaming<PortForwardRequest>>,
     ) -> Result<Response<Self::PortForwardStream>, Status> {
         let answers = port_forward::open(self, request.into_inner()).await?;
-        Ok(Response::new(answers))
+        Ok(Response::new(ending::until(self.end.clone(), answers)))
     }
 
     async fn apply_objects(

@@ -198,11 +198,12 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     };
     let spool = root.join("spool");
     std::fs::create_dir_all(&spool)?;
+    let end = ended().boxed().shared();
     let streaming = streaming::listen(streaming_config, &sandboxes).await?;
     let cri = cri::services(&sandboxes, &images, &state, streaming.urls(), cri_config);
     let own = tonic::transport::Server::builder()
         .add_service(pod_api::v1::pod_service_server::PodServiceServer::new(
-            Pods::new(pods, sandboxes, facts),
+            Pods::new(pods, sandboxes, facts, end.clone()),
         ))
         .add_service(
             pod_api::v1::image_service_server::ImageServiceServer::new(Images::new(images, spool))
@@ -213,16 +214,17 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     let own_socket = run.join(pod_api::SOCKET);
     let own_listener = UnixListenerStream::new(socket::listen(&own_socket)?);
     info!(socket = %own_socket.display(), cri = %cri_socket.display(), "serving");
-    let end = ended().shared();
+    let reason = end.clone().map(|()| pod_server::ENDING.to_owned());
     tokio::select! {
         served = async {
             tokio::try_join!(
                 own.serve_with_incoming_shutdown(own_listener, end.clone()),
                 cri.serve_with_incoming_shutdown(cri_listener, end.clone()),
+                streaming.serve(reason).map(Ok),
             )
         } => drop(served?),
-        () = streaming.serve() => {}
-        // Calls that are being answered get this long; streams never end by themselves.
+        // Calls that are being answered get this long, and sessions to hear the last
+        // of it; other streams never end by themselves.
         () = async {
             end.clone().await;
             tokio::time::sleep(LAST_ANSWERS).await;

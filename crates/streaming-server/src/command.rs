@@ -1,6 +1,7 @@
 //! Exec and attach: a session of the back end on the streams of a client.
 
 use crate::backend::{self, Failure, Session};
+use crate::ending::Ending;
 use crate::resize::Resizes;
 use crate::status::{End, StatusForm};
 use crate::stream::{Input, Output};
@@ -27,15 +28,24 @@ pub(crate) enum ExitCodes {
     Ignored,
 }
 
-/// Starts a session, serves it to its end and tells how it ended.
+/// Starts a session, serves it to its end or the server's and tells how it ended.
 pub(crate) async fn serve(
     mut client: ClientStreams,
     start: impl Future<Output = Result<Session, Failure>>,
     codes: ExitCodes,
+    ending: &Ending,
 ) {
-    let end = match start.await {
-        Ok(session) => run(&mut client, session, codes).await,
-        Err(failure) => End::Failure(failure.0),
+    let work = async {
+        match start.await {
+            Ok(session) => run(&mut client, session, codes).await,
+            Err(failure) => End::Failure(failure.0),
+        }
+    };
+    let end = tokio::select! {
+        // A result that is there is told.
+        biased;
+        end = work => end,
+        reason = ending.reason() => End::Failure(reason),
     };
     let outputs = [client.stdout.take(), client.stderr.take()];
     for mut output in outputs.into_iter().flatten() {

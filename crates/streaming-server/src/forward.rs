@@ -1,7 +1,8 @@
 //! Port-forward: connections of the back end on pairs of a client's streams, one
 //! for data and one for what went wrong.
 
-use crate::backend::{Backend, Connection};
+use crate::backend::{Backend, Connection, Failure};
+use crate::ending::Ending;
 use crate::limits::Limits;
 use crate::spdy::{NewStream, Reset};
 use crate::stream::{Gone, Input, Output};
@@ -22,6 +23,7 @@ const READ: usize = 32 << 10;
 pub(crate) struct Target {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) sandbox: String,
+    pub(crate) ending: Ending,
 }
 
 /// The part that a new stream has.
@@ -40,11 +42,11 @@ struct Half {
     until: Instant,
 }
 
-/// Serves the pairs that a SPDY client opens, until it is gone.
+/// Serves the pairs that a SPDY client opens, until it is gone or the server ends.
 pub(crate) async fn serve(target: Target, limits: Limits, mut new: mpsc::Receiver<NewStream>) {
     let mut halves: HashMap<String, Half> = HashMap::new();
     let mut running = JoinSet::new();
-    loop {
+    let reason = loop {
         let first = halves.values().map(|half| half.until).min();
         tokio::select! {
             stream = new.recv() => {
@@ -55,9 +57,17 @@ pub(crate) async fn serve(target: Target, limits: Limits, mut new: mpsc::Receive
                 }
             }
             Some(_) = running.join_next() => {}
-            () = expiry(first) => give_up(&mut halves).await,
+            () = expiry(first) => {
+                let text = "timed out waiting for the data stream of this request";
+                let now = Instant::now();
+                give_up(&mut halves, text, |half| half.until <= now).await;
+            }
+            reason = target.ending.reason() => break reason,
         }
-    }
+    };
+    give_up(&mut halves, &reason, |_| true).await;
+    // Each of them tells it, too.
+    while running.join_next().await.is_some() {}
 }
 
 async fn expiry(first: Option<Instant>) {
@@ -67,13 +77,11 @@ async fn expiry(first: Option<Instant>) {
     }
 }
 
-/// Ends the streams whose other half has not come.
-async fn give_up(halves: &mut HashMap<String, Half>) {
-    let now = Instant::now();
-    for (_, mut half) in halves.extract_if(|_, half| half.until <= now) {
+/// Ends streams whose other half has not come.
+async fn give_up(halves: &mut HashMap<String, Half>, text: &str, which: impl Fn(&Half) -> bool) {
+    for (_, mut half) in halves.extract_if(|_, half| which(half)) {
         if half.part == Part::Error {
-            let text = "timed out waiting for the data stream of this request";
-            let _ = half.output.send(text.into()).await;
+            let _ = half.output.send(text.to_owned().into()).await;
         }
         half.output.end().await;
     }
@@ -162,29 +170,41 @@ pub(crate) async fn serve_ports(target: Target, ports: Vec<Port>) {
     while running.join_next().await.is_some() {}
 }
 
+/// Serves one connection to its end or the server's; what went wrong is told.
 async fn forward(target: Target, port: Port) {
     let Port {
         port,
-        input,
-        data,
+        mut input,
+        mut data,
         mut error,
     } = port;
-    let Target { backend, sandbox } = target;
-    match backend.port_forward(&sandbox, port).await {
-        Ok(connection) => copy(connection, input, data).await,
-        Err(failure) => {
-            tracing::info!(sandbox, port, %failure, "port not forwarded");
-            let text = format!("error forwarding port {port} to pod {sandbox}: {failure}");
-            let _ = error.send(text.into()).await;
-            data.end().await;
-        }
+    let Target {
+        backend,
+        sandbox,
+        ending,
+    } = target;
+    let work = async {
+        let connection = backend.port_forward(&sandbox, port).await?;
+        copy(connection, &mut input, &mut data).await;
+        Ok::<_, Failure>(())
+    };
+    let failure = tokio::select! {
+        biased;
+        served = work => served.err().map(|failure| failure.0),
+        reason = ending.reason() => Some(reason),
+    };
+    if let Some(failure) = failure {
+        tracing::info!(sandbox, port, failure, "port not forwarded");
+        let text = format!("error forwarding port {port} to pod {sandbox}: {failure}");
+        let _ = error.send(text.into()).await;
     }
+    data.end().await;
     error.end().await;
 }
 
 /// Copies both ways until both have ended. That the pod breaks a connection is no
 /// error of the forwarding: clients would take it for the end of all connections.
-async fn copy(connection: Box<dyn Connection>, mut input: Input, mut output: Output) {
+async fn copy(connection: Box<dyn Connection>, input: &mut Input, output: &mut Output) {
     let (mut read, mut write) = tokio::io::split(connection);
     let up = async {
         loop {
@@ -214,5 +234,4 @@ async fn copy(connection: Box<dyn Connection>, mut input: Input, mut output: Out
         if one_way { Err(Gone) } else { Ok(()) }
     };
     let _ = tokio::try_join!(up, down);
-    output.end().await;
 }

@@ -8,6 +8,7 @@
 
 mod backend;
 mod command;
+mod ending;
 mod forward;
 mod limits;
 mod negotiate;

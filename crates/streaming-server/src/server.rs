@@ -1,6 +1,7 @@
 //! The listener, and the HTTP request that each connection begins with.
 
 use crate::backend::Backend;
+use crate::ending::Ending;
 use crate::limits::Limits;
 use crate::negotiate::{self, NegotiateError, Upgrade};
 use crate::peer::Peer;
@@ -14,13 +15,15 @@ use hyper::{Method, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use std::convert::Infallible;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -58,6 +61,7 @@ pub struct StreamingServer {
     tls: Option<TlsAcceptor>,
     urls: StreamUrls,
     place: Place,
+    end: watch::Sender<Option<String>>,
 }
 
 impl StreamingServer {
@@ -71,6 +75,7 @@ impl StreamingServer {
             tls,
             limits,
         } = config;
+        let (end, ending) = Ending::new();
         let listener = TcpListener::bind(address).await?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let urls = StreamUrls {
@@ -81,7 +86,12 @@ impl StreamingServer {
             listener,
             tls: tls.map(TlsAcceptor::from),
             urls,
-            place: Place { backend, limits },
+            place: Place {
+                backend,
+                limits,
+                ending,
+            },
+            end,
         })
     }
 
@@ -90,10 +100,23 @@ impl StreamingServer {
         self.urls.clone()
     }
 
-    /// Serves until it is dropped; all sessions end with it.
-    pub async fn serve(self) {
-        let free = Arc::new(Semaphore::new(self.place.limits.connections));
+    /// Serves until `end` gives a reason to end. Each session then ends with that
+    /// reason as its failure; this returns when the last client has heard it, or has
+    /// not within its linger. Dropped, it takes all sessions along.
+    pub async fn serve(self, end: impl Future<Output = String>) {
         let mut connections = JoinSet::new();
+        let reason = tokio::select! {
+            reason = end => reason,
+            () = self.accept(&mut connections) => return,
+        };
+        let Self { listener, end, .. } = self;
+        drop(listener);
+        end.send_replace(Some(reason));
+        while connections.join_next().await.is_some() {}
+    }
+
+    async fn accept(&self, connections: &mut JoinSet<()>) {
+        let free = Arc::new(Semaphore::new(self.place.limits.connections));
         loop {
             while connections.try_join_next().is_some() {}
             let Ok(permit) = Arc::clone(&free).acquire_owned().await else {
@@ -154,14 +177,24 @@ where
         };
         Ok::<_, Infallible>(answer)
     });
-    hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(place.limits.request)
-        .max_buf_size(MAX_REQUEST)
-        .serve_connection(TokioIo::new(wire), service)
-        .with_upgrades()
-        .await
-        .map_err(io::Error::other)?;
+    {
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(place.limits.request)
+            .max_buf_size(MAX_REQUEST)
+            .serve_connection(TokioIo::new(wire), service)
+            .with_upgrades();
+        let mut connection = pin!(connection);
+        let served = tokio::select! {
+            served = &mut connection => served,
+            // Who has asked gets an answer; others have nothing to wait for.
+            _ = place.ending.reason() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        served.map_err(io::Error::other)?;
+    }
     let agreed = agreed.into_inner().unwrap_or_else(PoisonError::into_inner);
     if let Some((upgrade, agreed)) = agreed {
         let upgraded = upgrade.await.map_err(io::Error::other)?;

@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, Failure, PortForwardRequest, Session, Streams};
 use crate::command::{self, ClientStreams, ExitCodes};
+use crate::ending::Ending;
 use crate::forward::{self, Target};
 use crate::limits::Limits;
 use crate::negotiate::{CommandProtocol, ForwardProtocol, Transport};
@@ -55,6 +56,7 @@ struct Command {
 pub(crate) struct Place {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) limits: Limits,
+    pub(crate) ending: Ending,
 }
 
 impl Place {
@@ -111,7 +113,9 @@ impl Place {
                 let work = async |new| {
                     let wait = self.limits.stream_creation;
                     match timeout(wait, collect(new, streams, protocol)).await {
-                        Ok(Some(client)) => command::serve(client, start, codes).await,
+                        Ok(Some(client)) => {
+                            command::serve(client, start, codes, &self.ending).await;
+                        }
                         Ok(None) => {}
                         Err(_) => tracing::info!(?wait, "a client did not open its streams"),
                     }
@@ -123,7 +127,7 @@ impl Place {
                 let readable = [streams.stdin, false, false, false, true];
                 let work = async |channels| {
                     let client = take(channels, streams, protocol).await;
-                    command::serve(client, start, codes).await;
+                    command::serve(client, start, codes, &self.ending).await;
                 };
                 let codec = protocol.codec();
                 websocket::serve(socket, codec, &readable, peer, &self.limits, work).await;
@@ -144,6 +148,7 @@ impl Place {
         let target = Target {
             backend: Arc::clone(&self.backend),
             sandbox: request.sandbox,
+            ending: self.ending.clone(),
         };
         let limits = self.limits;
         let pairs = |new| forward::serve(target.clone(), limits, new);

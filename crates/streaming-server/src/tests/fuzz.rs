@@ -4,6 +4,7 @@
 
 use super::Fake;
 use crate::backend::{AttachRequest, ExecRequest, PortForwardRequest, Streams};
+use crate::ending::Ending;
 use crate::limits::Limits;
 use crate::negotiate::{CommandProtocol, ForwardProtocol, Transport};
 use crate::peer::Peer;
@@ -244,9 +245,11 @@ async fn fuzz(parser: Parser) {
         linger: Duration::from_millis(20),
         ..Limits::default()
     };
+    let (_end, ending) = Ending::new();
     let place = Place {
         backend: Arc::new(backend.clone()),
         limits,
+        ending,
     };
     let seconds = std::env::var("STREAMING_FUZZ_SECONDS");
     let seconds = seconds.ok().and_then(|text| text.parse().ok());

@@ -2,6 +2,7 @@
 //! that needs no container.
 
 mod commands;
+mod ending;
 mod forwards;
 mod fuzz;
 mod requests;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 /// A server of this test's own.
@@ -31,7 +32,11 @@ pub(super) struct Fixture {
     pub(super) urls: StreamUrls,
     pub(super) backend: Fake,
     task: JoinHandle<()>,
+    end: Arc<Notify>,
 }
+
+/// Why the server ends, if it does.
+pub(super) const REASON: &str = "the server is being restarted";
 
 impl Fixture {
     pub(super) async fn new() -> Self {
@@ -50,11 +55,29 @@ impl Fixture {
         let backend = Fake::default();
         let server = StreamingServer::bind(config, Arc::new(backend.clone())).await;
         let server = server.unwrap();
+        let urls = server.urls();
+        let end = Arc::new(Notify::new());
+        let ended = Arc::clone(&end);
+        let serve = server.serve(async move {
+            ended.notified().await;
+            REASON.to_owned()
+        });
         Self {
-            urls: server.urls(),
+            urls,
             backend,
-            task: tokio::spawn(server.serve()),
+            task: tokio::spawn(serve),
+            end,
         }
+    }
+
+    /// Ends the server.
+    pub(super) fn end(&self) {
+        self.end.notify_one();
+    }
+
+    /// Returns when the server has ended.
+    pub(super) async fn ended(&mut self) {
+        (&mut self.task).await.unwrap();
     }
 
     /// The URL of a command without a terminal, with all three streams.
@@ -167,6 +190,7 @@ impl Backend for Fake {
     fn attach(&self, request: AttachRequest) -> BoxFuture<'static, Result<Session, Failure>> {
         let command = match request.container.as_str() {
             "fast" => "lose",
+            "silent" => "sleep",
             _ => "exit",
         };
         ready(Ok(self.session(vec![command.into(), "9".into()]))).boxed()
@@ -233,6 +257,14 @@ async fn program(
                     break;
                 }
             }
+        }
+        "yes" => {
+            while outputs
+                .send(Ok(Output::Stdout(b"y\n".to_vec())))
+                .await
+                .is_ok()
+            {}
+            return;
         }
         // Reads nothing, says nothing.
         "sleep" => return std::future::pending().await,
