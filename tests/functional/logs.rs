@@ -1,14 +1,18 @@
 //! What containers wrote, as kubectl's users ask for it.
 
+use crate::streaming::{PATIENCE, Running};
 use crate::{Test, shared};
-use anyhow::ensure;
+use anyhow::{Context, ensure};
+use cri_api::v1;
 use serde_json::{Value, json};
 use spherule_tests::manifest::{container, pod};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 pub(crate) const TESTS: &[Test] = &[
     ("parts_of_logs_are_shown_as_asked_for", parts),
     ("logs_that_are_followed_begin_at_their_tail", follow),
+    ("logs_that_are_followed_go_on_over_rotations", rotations),
 ];
 
 /// A pod whose container ends once, then goes on until /v/end is there.
@@ -102,5 +106,53 @@ fn follow() -> anyhow::Result<()> {
     // It has ended well, and the one before it has not.
     let previous = daemon.cli(["logs", "--previous", "logs-follow"])?;
     ensure!(previous.ok()? == "one\ntwo\n");
+    Ok(())
+}
+
+fn rotations() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    let script = "i=0; until test -e /end; do echo line $i; i=$((i + 1)); done; echo last $i";
+    let pod = Running::new("logs-rotations", script)?;
+    let follows = daemon
+        .command(["logs", "-f", &pod.sandbox])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let reader = std::thread::spawn(move || follows.wait_with_output());
+    for number in 0..4 {
+        // A file with something in it each time.
+        let start = Instant::now();
+        while std::fs::metadata(pod.log())?.len() < 10_000 {
+            ensure!(start.elapsed() < PATIENCE, "nothing is printed");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let rotated = pod.log().with_extension(format!("log.{number}"));
+        std::fs::rename(pod.log(), rotated)?;
+        let request = v1::ReopenContainerLogRequest {
+            container_id: pod.container.clone(),
+        };
+        let mut call = pod.cri.runtime.clone();
+        pod.cri.wait(call.reopen_container_log(request))?;
+    }
+    pod.output("touch /end")?;
+    pod.cri.ended(&pod.container)?;
+    let out = reader.join().ok().context("the reader died")??;
+    let said = String::from_utf8(out.stdout)?;
+    let (lines, last) = said
+        .trim_end()
+        .rsplit_once("\nlast ")
+        .context("a last line")?;
+    let mut count = 0_u64;
+    for line in lines.lines() {
+        ensure!(
+            line == format!("line {count}"),
+            "{line:?} instead of {count}"
+        );
+        count += 1;
+    }
+    ensure!(last.parse() == Ok(count), "{last} after {count} lines");
+    // Without following it is the present file, as in kubectl.
+    let present = daemon.cli(["logs", &pod.sandbox])?.ok()?;
+    ensure!(present.ends_with(&format!("last {count}\n")));
+    ensure!(!present.starts_with("line 0\n"), "{} bytes", present.len());
     Ok(())
 }

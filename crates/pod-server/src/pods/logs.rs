@@ -1,8 +1,12 @@
 //! Logs: what the containers wrote, from their log files, all instances of a
 //! container one after the other or the one before the newest; on request only the
-//! last of it, and until the pod has ended.
+//! last of it, and until the pod has ended. Who follows a log goes on where it is
+//! rotated; else it begins with its present file, as in kubectl.
 
+mod rotation;
 mod tail;
+#[cfg(test)]
+mod tests;
 
 use super::Answers;
 use super::others::Others;
@@ -210,7 +214,8 @@ impl Tail {
         Ok(true)
     }
 
-    /// Reads one file on to its present end; false when the caller is gone.
+    /// Reads one file on to its present end, and over its rotations; false when the
+    /// caller is gone.
     fn read_file(&mut self, path: &Path, sender: &Sender) -> io::Result<bool> {
         if self.open.is_none() {
             match File::open(path) {
@@ -223,6 +228,26 @@ impl Tail {
                 Err(e) => return Err(e),
             }
         }
+        loop {
+            if !self.read_on(sender)? {
+                return Ok(false);
+            }
+            let Some((file, _)) = &self.open else {
+                return Ok(true);
+            };
+            let Some(next) = rotation::next(path, file)? else {
+                return Ok(true);
+            };
+            // What was written between the two looks: by now that is all.
+            if !self.read_on(sender)? {
+                return Ok(false);
+            }
+            self.open = Some((next, Parser::default()));
+        }
+    }
+
+    /// Reads the open file on to its present end; false when the caller is gone.
+    fn read_on(&mut self, sender: &Sender) -> io::Result<bool> {
         let Some((file, parser)) = &mut self.open else {
             return Ok(true);
         };

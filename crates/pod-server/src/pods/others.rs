@@ -108,7 +108,9 @@ impl Others {
         removed.map_err(|e| status::of_sandbox(&e))
     }
 
-    /// Where the output of a container lies: a file an attempt.
+    /// Where the output of a container lies: a file an attempt. What its caller has
+    /// rotated away is not among it: that is the caller's to keep and to remove, and
+    /// kubectl shows the present file only, too.
     pub(crate) fn log_files(&self, pod: &str, container: &str) -> Option<LogFiles> {
         let sandbox = self.0.sandbox(pod).ok()?;
         let attempts = self.attempts(&sandbox).remove(container)?;
