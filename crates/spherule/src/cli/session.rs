@@ -210,7 +210,9 @@ fn show(kind: Out) -> io::Result<Option<u8>> {
         }
         Out::Stderr(bytes) => io::stderr().lock().write_all(&bytes)?,
         Out::Lost(bytes) => {
-            eprintln!("\r\n[{bytes} bytes of output are missing here: we were too slow]\r");
+            let text =
+                format!("\r\n[{bytes} bytes of output are missing here: we were too slow]\r\n");
+            io::stderr().lock().write_all(text.as_bytes())?;
         }
         Out::Exited(exit) => return Ok(Some(u8::try_from(exit.code).unwrap_or(255))),
     }

@@ -4,35 +4,67 @@
 use pod_api::v1::TerminalSize;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic;
+use std::sync::{Mutex, Once, PoisonError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// A terminal in raw mode until this is dropped.
+/// The terminal in raw mode, and what it was before.
+static CHANGED: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
+
+/// A terminal in raw mode until this is dropped, or until a panic: in a release
+/// build that ends us without a drop.
 #[derive(Debug)]
-pub(crate) struct Raw {
-    before: Termios,
-}
+pub(crate) struct Raw(());
 
 impl Raw {
     /// Of our standard input; `None` where that is no terminal.
     pub(crate) fn enter() -> io::Result<Option<Self>> {
-        let stdin = io::stdin();
-        if !isatty(&stdin) {
+        Self::of(io::stdin())
+    }
+
+    fn of(terminal: impl AsFd) -> io::Result<Option<Self>> {
+        if !isatty(&terminal) {
             return Ok(None);
         }
-        let before = tcgetattr(&stdin)?;
+        let terminal = terminal.as_fd().try_clone_to_owned()?;
+        let before = tcgetattr(&terminal)?;
         let mut raw = before.clone();
         raw.make_raw();
+        give_back_at_panics();
+        let mut changed = CHANGED.lock().unwrap_or_else(PoisonError::into_inner);
+        let (terminal, _) = changed.insert((terminal, before));
         // Not once its output is drained: who shows it may have stopped.
-        tcsetattr(&stdin, OptionalActions::Now, &raw)?;
-        Ok(Some(Self { before }))
+        tcsetattr(terminal, OptionalActions::Now, &raw)?;
+        Ok(Some(Self(())))
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // A terminal that has gone needs nothing.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+        give_back();
     }
+}
+
+/// Makes the terminal what it was.
+fn give_back() {
+    let mut changed = CHANGED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((terminal, before)) = changed.take() {
+        // A terminal that has gone needs nothing.
+        let _ = tcsetattr(terminal, OptionalActions::Now, &before);
+    }
+}
+
+/// Before a panic is told of, so that what it says has whole lines.
+fn give_back_at_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let tell = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            give_back();
+            tell(panic);
+        }));
+    });
 }
 
 /// The size of our terminal, if we have one.
@@ -85,5 +117,39 @@ impl Signals {
             _ = c.1.recv() => Came::End(c.0),
             _ = d.1.recv() => Came::End(d.0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+    use rustix::termios::LocalModes;
+
+    #[test]
+    fn terminal_is_given_back_by_a_drop_and_by_a_panic() {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let shown = openpt(flags).unwrap();
+        unlockpt(&shown).unwrap();
+        let terminal = ioctl_tiocgptpeer(&shown, flags).unwrap();
+        let is_raw = || {
+            let modes = tcgetattr(&terminal).unwrap().local_modes;
+            !modes.intersects(LocalModes::ICANON | LocalModes::ECHO)
+        };
+        assert!(!is_raw());
+        let raw = Raw::of(&terminal).unwrap().unwrap();
+        assert!(is_raw());
+        drop(raw);
+        assert!(!is_raw());
+
+        // Nothing is dropped where a panic aborts.
+        std::mem::forget(Raw::of(&terminal).unwrap());
+        assert!(is_raw());
+        let panicked = std::thread::spawn(|| panic!("on purpose")).join();
+        assert!(panicked.is_err());
+        assert!(!is_raw());
+
+        let file = tempfile::tempfile().unwrap();
+        assert!(Raw::of(&file).unwrap().is_none());
     }
 }
