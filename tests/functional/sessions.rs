@@ -8,7 +8,7 @@ use serde_json::json;
 use spherule_tests::Daemon;
 use spherule_tests::manifest::one;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -20,16 +20,27 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("input_reaches_a_container_that_has_stdin", input),
     ("local_port_is_a_pods", port_forward),
+    ("local_port_may_be_another_than_the_pods", other_port),
     (
         "daemon_that_dies_ends_sessions_and_no_container",
         daemon_dies,
     ),
 ];
 
-pub(crate) const TERMINALS: &[Test] = &[(
-    "command_on_a_terminal_has_its_size_and_gives_it_back",
-    terminal,
-)];
+pub(crate) const TERMINALS: &[Test] = &[
+    (
+        "command_on_a_terminal_has_its_size_and_gives_it_back",
+        terminal,
+    ),
+    (
+        "terminal_is_given_back_whatever_ends_the_session",
+        given_back,
+    ),
+    (
+        "attached_terminal_echoes_and_is_left_by_its_keys",
+        attached_terminal,
+    ),
+];
 
 /// A pod that runs `script`; its container runs.
 pub(crate) fn pod(name: &str, script: &str) -> anyhow::Result<()> {
@@ -73,6 +84,9 @@ fn exec() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Tells its process, and becomes the command that follows.
+const NAMED: &str = "sh -c 'echo pid $$ end; exec \"$@\"' sh";
+
 /// A program below `script`, which makes it a terminal.
 pub(crate) struct Terminal {
     child: Child,
@@ -97,6 +111,27 @@ impl Terminal {
             child,
             all: String::new(),
         })
+    }
+
+    /// The terminal, where the script's first command is `tty`.
+    fn tty(&self) -> anyhow::Result<String> {
+        Ok(self.all.lines().next().context("a line")?.trim().to_owned())
+    }
+
+    /// The process that [`NAMED`] has told.
+    fn pid(&self) -> anyhow::Result<Pid> {
+        let (_, pid) = self.all.split_once("pid ").context("a pid")?;
+        let pid = pid.split(' ').next().unwrap_or_default();
+        Pid::from_raw(pid.parse()?).context("a pid")
+    }
+
+    /// The script goes on after this word with `stty -a; echo bye`, which show the
+    /// terminal as it was.
+    fn is_given_back(&mut self, word: &str) -> anyhow::Result<()> {
+        self.until("bye")?;
+        let (_, end) = self.all.split_once(word).context(self.all.clone())?;
+        ensure!(end.contains(" icanon ") && end.contains(" echo "), "{end}");
+        Ok(())
     }
 
     pub(crate) fn type_in(&mut self, keys: &str) -> anyhow::Result<()> {
@@ -156,19 +191,13 @@ fn terminal() -> anyhow::Result<()> {
     let second = words(&daemon, &asleep);
     let mut shell = Terminal::new(&format!(
         "tty; {first}; echo code $?; stty -a
-         sh -c 'echo pid $$ end; exec \"$@\"' sh {second}; echo code $?; stty -a; echo bye"
+         {NAMED} {second}; echo code $?; stty -a; echo bye"
     ))?;
     shell.until("33 77")?;
     shell.until("up\r\n")?;
     shell.type_in("\x03")?;
     shell.until("interrupted")?;
-    let tty = shell
-        .all
-        .lines()
-        .next()
-        .context("a line")?
-        .trim()
-        .to_owned();
+    let tty = shell.tty()?;
     let resized = Command::new("stty")
         .args(["-F", &tty, "rows", "40", "cols", "100"])
         .status()?;
@@ -177,22 +206,95 @@ fn terminal() -> anyhow::Result<()> {
     shell.until("code 9")?;
     // A signal that ends us gives the terminal back, too.
     shell.until("again")?;
-    let (done, pid) = shell.all.split_once("pid ").context("a pid")?;
+    let (done, _) = shell.all.split_once("pid ").context("a pid")?;
     ensure!(
         done.contains(" icanon ") && done.contains(" echo "),
         "{done}"
     );
-    let pid: i32 = pid.split(' ').next().unwrap_or_default().parse()?;
-    let pid = Pid::from_raw(pid).context("a pid")?;
-    kill_process(pid, Signal::TERM)?;
-    shell.until("bye")?;
-    let (_, end) = shell.all.split_once("code 143").context("its code")?;
-    ensure!(end.contains(" icanon ") && end.contains(" echo "), "{end}");
+    kill_process(shell.pid()?, Signal::TERM)?;
+    shell.is_given_back("code 143")?;
     // And with us went what we ran.
     let gone = "while ps | grep -q '[s]leep 4322'; do usleep 1000; done";
     daemon
         .cli(["exec", "terminal", "--", "sh", "-c", gone])?
         .ok()?;
+    Ok(())
+}
+
+fn given_back() -> anyhow::Result<()> {
+    let mut daemon = Daemon::start()?;
+    daemon.run_detached(&one("raw", "sleep 100000", json!({})))?;
+    let runs = |pod: &serde_json::Value| pod["containers"][0]["state"] == "STATE_RUNNING";
+    daemon.wait_for("raw", "running", runs)?;
+    let asleep = [
+        "exec",
+        "-it",
+        "raw",
+        "--",
+        "sh",
+        "-c",
+        "echo u''p; sleep 4324",
+    ];
+    let asleep = words(&daemon, &asleep);
+    let start = || -> anyhow::Result<Terminal> {
+        let script = format!("tty; {NAMED} {asleep}; echo code $?; stty -a; echo bye");
+        let mut shell = Terminal::new(&script)?;
+        shell.until("up\r\n")?;
+        let modes = Command::new("stty")
+            .args(["-F", &shell.tty()?, "-a"])
+            .output()?;
+        let modes = String::from_utf8(modes.stdout)?;
+        ensure!(modes.contains(" -icanon "), "{modes}");
+        Ok(shell)
+    };
+    let gone = "while ps | grep -q '[s]leep 4324'; do usleep 1000; done";
+    let gone = ["exec", "raw", "--", "sh", "-c", gone];
+    let mut shell = start()?;
+    kill_process(shell.pid()?, Signal::HUP)?;
+    shell.is_given_back("code 129")?;
+    daemon.cli(gone)?.ok()?;
+    // The terminal itself goes: nothing to give back, and nothing stays.
+    drop(start()?);
+    daemon.cli(gone)?.ok()?;
+
+    // A daemon that is told to end, and one that just dies.
+    let mut shell = start()?;
+    daemon.terminate()?;
+    shell.is_given_back("code 1")?;
+    ensure!(shell.all.contains("is being restarted"), "{}", shell.all);
+    daemon.restart()?;
+    let mut shell = start()?;
+    daemon.kill()?;
+    shell.is_given_back("code 1")?;
+    ensure!(shell.all.contains("the daemon went away"), "{}", shell.all);
+    daemon.restart()
+}
+
+fn attached_terminal() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    let script = "while read word; do echo got $word at $(stty size); done";
+    let own = json!({"stdin": true, "tty": true});
+    daemon.run_detached(&one("attach-tty", script, own))?;
+    let runs = |pod: &serde_json::Value| pod["containers"][0]["state"] == "STATE_RUNNING";
+    daemon.wait_for("attach-tty", "running", runs)?;
+    let attach = words(&daemon, &["attach", "-it", "attach-tty"]);
+    // Twice: what was left goes on.
+    for word in ["one", "two"] {
+        let mut shell = Terminal::new(&format!("{attach}; echo code $?; stty -a; echo bye"))?;
+        // The container's terminal echoes it, and knows our size.
+        shell.type_in(&format!("{word}\r"))?;
+        shell.until(&format!("got {word} at 33 77\r\n"))?;
+        ensure!(shell.all.contains(&format!("{word}\r\n")), "{}", shell.all);
+        shell.type_in("\x10\x11")?;
+        shell.is_given_back("code 0")?;
+    }
+    let pod = daemon.inspect("attach-tty")?;
+    let container = &pod["containers"][0];
+    ensure!(runs(&pod), "{container}");
+    let restarts = container["restartCount"].as_u64().unwrap_or(0);
+    ensure!(restarts == 0, "{container}");
+    let log = daemon.cli(["logs", "attach-tty"])?.ok()?;
+    ensure!(log.contains("got one") && log.contains("got two"), "{log}");
     Ok(())
 }
 
@@ -331,19 +433,32 @@ fn port_forward() -> anyhow::Result<()> {
     result
 }
 
-fn forwarded(child: &mut std::process::Child) -> anyhow::Result<()> {
-    let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
-    let mut address = || -> anyhow::Result<String> {
-        let line = lines.next().context("a line")??;
-        let rest = line
-            .strip_prefix("Forwarding from ")
-            .context(line.clone())?;
-        Ok(rest.split(' ').next().unwrap_or_default().to_owned())
-    };
-    let (open, closed) = (address()?, address()?);
+fn other_port() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    pod("other-port", "nc -ll -p 80 -e md5sum")?;
+    let free = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let ports = format!("{}:80", free.port());
+    let mut child = daemon
+        .command(["port-forward", "other-port", &ports])
+        .args(["--address", "127.0.0.1"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let result = (|| {
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("stdout")?).read_line(&mut line)?;
+        ensure!(line == format!("Forwarding from {free} -> 80\n"), "{line}");
+        is_served(&free.to_string())
+    })();
+    child.kill()?;
+    child.wait()?;
+    result
+}
+
+/// A pod's md5sum answers there.
+fn is_served(address: &str) -> anyhow::Result<()> {
     // The answer comes after the end of what is sent.
     let md5 = || -> anyhow::Result<String> {
-        let mut stream = TcpStream::connect(&open)?;
+        let mut stream = TcpStream::connect(address)?;
         let mut text = String::new();
         // Where nothing listens yet, it is reset at some moment.
         let _ = stream
@@ -364,6 +479,20 @@ fn forwarded(child: &mut std::process::Child) -> anyhow::Result<()> {
         text.starts_with("5d41402abc4b2a76b9719d911017c592"),
         "{text:?}"
     );
+    Ok(())
+}
+
+fn forwarded(child: &mut std::process::Child) -> anyhow::Result<()> {
+    let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
+    let mut address = || -> anyhow::Result<String> {
+        let line = lines.next().context("a line")??;
+        let rest = line
+            .strip_prefix("Forwarding from ")
+            .context(line.clone())?;
+        Ok(rest.split(' ').next().unwrap_or_default().to_owned())
+    };
+    let (open, closed) = (address()?, address()?);
+    is_served(&open)?;
     let mut refused = TcpStream::connect(&closed)?;
     let mut nothing = Vec::new();
     // A reset is as good as an end.
