@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) const TESTS: &[Test] = &[
     ("parts_of_logs_are_shown_as_asked_for", parts),
+    ("lines_before_a_given_time_are_left_out", since),
     ("logs_that_are_followed_begin_at_their_tail", follow),
     ("logs_that_are_followed_go_on_over_rotations", rotations),
 ];
@@ -82,6 +83,30 @@ fn parts() -> anyhow::Result<()> {
     }
     daemon.cli(["rm", "--force", "logs"])?.ok()?;
     Ok(())
+}
+
+fn since() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    start("logs-since")?;
+    std::thread::sleep(Duration::from_secs(3));
+    let begun = Instant::now();
+    daemon
+        .cli(["exec", "logs-since", "--", "touch", "/v/end"])?
+        .ok()?;
+    daemon.wait_for_output("logs-since", "last\n")?;
+    loop {
+        // From a second before what came last, if the command begins within that
+        // second; else it may be too late for that, too.
+        let since = format!("{}ms", begun.elapsed().as_millis() + 1000);
+        let said = daemon
+            .cli(["logs", "logs-since", "--since", &since])?
+            .ok()?;
+        if said == "last\n" {
+            return Ok(());
+        }
+        ensure!(said.is_empty(), "{since}: {said}");
+        ensure!(begun.elapsed() < PATIENCE, "nothing came");
+    }
 }
 
 fn follow() -> anyhow::Result<()> {
