@@ -14,6 +14,10 @@ use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = &[
     ("exec_passes_streams_both_ways_and_the_exit_code", exec),
+    (
+        "command_has_the_seccomp_and_the_cgroup_of_its_container",
+        confined,
+    ),
     ("client_that_vanishes_takes_its_command_along", vanish),
     ("port_is_forwarded", forward),
     ("many_commands_run_side_by_side", side_by_side),
@@ -168,6 +172,46 @@ fn exec() -> anyhow::Result<()> {
     pod.cri.stop(&pod.container, 0)?;
     let request = pod.request("true");
     refused(pod.exec(request), Code::FailedPrecondition, &["Running"])
+}
+
+fn confined() -> anyhow::Result<()> {
+    use v1::security_profile::ProfileType;
+    let script = "cat /proc/self/cgroup; echo up; exec sleep 600";
+    for (profile, seccomp) in [
+        (ProfileType::RuntimeDefault, "2"),
+        (ProfileType::Unconfined, "0"),
+    ] {
+        let mut config = container_config("c", script);
+        let linux = config.linux.get_or_insert_default();
+        let security = linux.security_context.get_or_insert_default();
+        security.seccomp = Some(v1::SecurityProfile {
+            profile_type: profile.into(),
+            ..v1::SecurityProfile::default()
+        });
+        let pod = Running::with("streaming-confined", config)?;
+        // Its cgroup is the root of what the container sees; a command's is below.
+        let start = Instant::now();
+        let mut log = String::new();
+        while !log.contains(" F up\n") {
+            ensure!(start.elapsed() < PATIENCE, "{log}");
+            std::thread::sleep(Duration::from_millis(50));
+            log = std::fs::read_to_string(pod.log())?;
+        }
+        ensure!(log.contains(" F 0::/\n"), "{log}");
+        let script = "cat /proc/self/cgroup; grep Seccomp: /proc/self/status";
+        let mut client =
+            connect(&pod.exec(pod.request(script))?, V5)?.map_err(anyhow::Error::msg)?;
+        let heard = client.hear(|_| false)?;
+        for said in [
+            String::from_utf8_lossy(&heard[&1]).into_owned(),
+            pod.output(script)?,
+        ] {
+            let (cgroup, rest) = said.split_once('\n').context(said.clone())?;
+            ensure!(cgroup.starts_with("0::/exec-"), "{said}");
+            ensure!(rest == format!("Seccomp:\t{seccomp}\n"), "{said}");
+        }
+    }
+    Ok(())
 }
 
 fn vanish() -> anyhow::Result<()> {
