@@ -42,6 +42,7 @@ mod shares;
 mod storage;
 mod streaming;
 mod streaming_faults;
+mod streaming_tls;
 mod volumes;
 
 /// A test: its name, and what it does.
@@ -120,6 +121,7 @@ fn main() -> ExitCode {
         trials("streaming", streaming::TESTS, no_engine),
         trials("streaming", streaming::LONG, &no_long),
         trials("streaming_faults", streaming_faults::TESTS, no_engine),
+        trials("streaming_tls", streaming_tls::TESTS, no_engine),
         trials("network", network::TESTS, &no_network),
         trials("network", network::RULES, &no_rules),
         trials("network", network::NAMES, &no_names),
