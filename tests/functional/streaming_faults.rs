@@ -1,7 +1,7 @@
 //! Streams through the streaming server whose client or daemon fails.
 
 use crate::Test;
-use crate::streaming::{PATIENCE, Running, V5};
+use crate::streaming::{PATIENCE, Running, V5, held};
 use anyhow::{Context, ensure};
 use cri_api::v1::ContainerState;
 use spherule_tests::Daemon;
@@ -17,6 +17,14 @@ pub(crate) const TESTS: &[Test] = &[
     ("daemon_that_dies_ends_its_commands_only", daemon_dies),
     ("daemon_that_is_told_to_end_tells_its_clients", daemon_ends),
     ("client_that_vanishes_in_any_phase_leaves_nothing", phases),
+    (
+        "attached_client_that_vanishes_in_any_phase_leaves_nothing",
+        attached_phases,
+    ),
+    (
+        "client_of_a_port_that_vanishes_in_any_phase_leaves_nothing",
+        forwarded_phases,
+    ),
     ("reader_that_stalls_stalls_no_other", stalled),
 ];
 
@@ -133,48 +141,128 @@ fn daemon_ends() -> anyhow::Result<()> {
 }
 
 /// A connection to where a URL leads, and the request that an upgrade needs.
-fn unasked(url: &str) -> anyhow::Result<(TcpStream, String)> {
+fn unasked(url: &str, protocol: &str) -> anyhow::Result<(TcpStream, String)> {
     let rest = url.strip_prefix("http://").context("an http URL")?;
     let (host, path) = rest.split_once('/').context("a path")?;
     let request = format!(
         "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-         Sec-WebSocket-Protocol: {V5}\r\n\r\n"
+         Sec-WebSocket-Protocol: {protocol}\r\n\r\n"
     );
     Ok((TcpStream::connect(host)?, request))
 }
 
-fn phases() -> anyhow::Result<()> {
-    let pod = Running::new("streaming-phases", "exec sleep 600")?;
-    let sleep = || pod.exec(pod.request("echo up; exec sleep 23456"));
-    // Before its URL is used, within the request, right behind it.
-    let url = sleep()?;
-    drop(unasked(&url)?);
+/// Clients that go away, each a bit later than the one before; `up` is what they hear
+/// once they are served. Returns a URL that none of them has used up.
+fn vanish(
+    url: impl Fn() -> Result<String, tonic::Status>,
+    protocol: &str,
+    up: &[u8],
+) -> anyhow::Result<String> {
+    // Before the URL is used, within the request, right behind it.
+    let unused = url()?;
+    drop(unasked(&unused, protocol)?);
     for cut in [1, 40, 200] {
-        let (mut socket, request) = unasked(&url)?;
+        let (mut socket, request) = unasked(&unused, protocol)?;
         socket.write_all(&request.as_bytes()[..cut])?;
     }
-    let (mut socket, request) = unasked(&sleep()?)?;
+    let (mut socket, request) = unasked(&url()?, protocol)?;
     socket.write_all(request.as_bytes())?;
     drop(socket);
     // Within a frame: its length, its mask, what it carries.
     let frame = [0x82, 0xfe, 0x10, 0x00, 1, 2, 3, 4, 0, b'x', b'y'];
     for cut in [1, 3, 6, 11] {
-        let (mut socket, request) = unasked(&sleep()?)?;
+        let (mut socket, request) = unasked(&url()?, protocol)?;
         socket.write_all(request.as_bytes())?;
         let mut answer = BufReader::new(socket.try_clone()?);
         let mut heard = Vec::new();
-        while !heard.ends_with(b"up\n") {
+        while !heard.ends_with(up) {
             ensure!(answer.read_until(b'\n', &mut heard)? > 0, "{heard:?}");
         }
         socket.write_all(&frame[..cut])?;
     }
+    Ok(unused)
+}
+
+fn phases() -> anyhow::Result<()> {
+    let pod = Running::new("streaming-phases", "exec sleep 600")?;
+    let sleep = || pod.exec(pod.request("echo up; exec sleep 23456"));
+    let url = vanish(sleep, V5, b"up\n")?;
     gone(&pod, "sleep 23456")?;
     // Those who never asked in full have not used the URL up.
     let mut client = open(&url)?;
     client.hear(|heard| heard.get(&1).is_some_and(|said| said == b"up\n"))?;
     drop(client);
     gone(&pod, "sleep 23456")
+}
+
+/// Descriptors of the daemon and of a pod's VMM.
+fn descriptors(daemon: &Daemon, pod: &Running) -> anyhow::Result<[usize; 2]> {
+    let vmm = pod.cri.vmm(&pod.sandbox)?.as_raw_nonzero().get();
+    Ok([held(daemon.pid())?.0, held(vmm.cast_unsigned())?.0])
+}
+
+/// Waits until neither has more than before.
+fn closed(daemon: &Daemon, pod: &Running, before: [usize; 2]) -> anyhow::Result<()> {
+    let start = Instant::now();
+    loop {
+        let now = descriptors(daemon, pod)?;
+        if now.iter().zip(before).all(|(now, before)| *now <= before) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < PATIENCE, "{before:?} before, now {now:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn attached_phases() -> anyhow::Result<()> {
+    let daemon = Daemon::start()?;
+    let script = "while true; do echo up; usleep 100000; done &
+        while read word; do echo got $word; done";
+    let mut config = container_config("c", script);
+    config.stdin = true;
+    let pod = Running::on(&daemon, "streaming-attached-phases", config)?;
+    // One that stays; all that is made once is there then.
+    let mut stays = open(&pod.attach(true)?)?;
+    stays.hear(|heard| heard.get(&1).is_some_and(|said| said.ends_with(b"up\n")))?;
+    let before = descriptors(&daemon, &pod)?;
+    let unused = vanish(|| pod.attach(true), V5, b"up\n")?;
+    closed(&daemon, &pod, before)?;
+    // The URL is good, the container goes on, and who stays is served on.
+    let mut client = open(&unused)?;
+    client.hear(|heard| heard.get(&1).is_some_and(|said| said.ends_with(b"up\n")))?;
+    stays.say(0, b"word\n")?;
+    stays.hear(|heard| {
+        let said = heard.get(&1).map(|said| String::from_utf8_lossy(said));
+        said.is_some_and(|said| said.contains("got word\n"))
+    })?;
+    let status = pod.cri.container(&pod.container)?;
+    ensure!(status.state() == ContainerState::ContainerRunning);
+    drop(client);
+    closed(&daemon, &pod, before)
+}
+
+fn forwarded_phases() -> anyhow::Result<()> {
+    let daemon = Daemon::start()?;
+    // What serves a connection ends with it.
+    let script = "printf '#!/bin/sh\\necho up\\nexec md5sum -\\n' > /serve; chmod +x /serve
+        exec nc -ll -p 8080 -e /serve";
+    let pod = Running::on(
+        &daemon,
+        "streaming-forwarded-phases",
+        container_config("c", script),
+    )?;
+    pod.output("while ! netstat -ltn | grep -q :8080; do usleep 10000; done")?;
+    let before = descriptors(&daemon, &pod)?;
+    let protocol = "v4.channel.k8s.io";
+    let unused = vanish(|| pod.forward(8080), protocol, b"up\n")?;
+    closed(&daemon, &pod, before)?;
+    gone(&pod, "md5sum -")?;
+    let mut client = connect(&unused, protocol)?.map_err(anyhow::Error::msg)?;
+    client.hear(|heard| heard.get(&0).is_some_and(|said| said.ends_with(b"up\n")))?;
+    drop(client);
+    gone(&pod, "md5sum -")?;
+    closed(&daemon, &pod, before)
 }
 
 /// Lines that are printed, and bytes of each.
