@@ -3,8 +3,10 @@
 //! what that costs, beside a plain copy through a unix socket of the same machine.
 
 use crate::report::{Collected, Section};
+use crate::statistics::Summary;
 use anyhow::{Context, ensure};
 use cri_api::v1;
+use rustix::time::{ClockId, clock_gettime};
 use spherule_tests::Daemon;
 use spherule_tests::cri::{Cri, container_config, sandbox_config};
 use spherule_tests::websocket::{self, Channels, WebSocket};
@@ -34,17 +36,32 @@ pub(crate) fn measure(daemon: &Daemon, runs: usize) -> anyhow::Result<Vec<Sectio
     eprintln!("streams");
     let pod = Pod::new(daemon)?;
     let mut latency = Collected::default();
+    let mut commands = Vec::new();
+    let mut trips = Vec::new();
+    let mut plain = RoundTrips::new()?;
     for _ in 0..COMMANDS {
         let (first, exit) = pod.command()?;
+        let trip = plain.one()?;
         latency.add("exec: request to first byte", first);
         latency.add("exec: request to exit", exit);
+        latency.add("unix socket: round trip", trip);
+        commands.push((first, exit));
+        trips.push(trip);
+    }
+    // By the middle one: single round trips are too short to divide by.
+    let trip = Summary::of(trips).context("round trips")?.median;
+    let mut ratios = Collected::default();
+    for (first, exit) in commands {
+        ratios.add("exec: request to first byte", first / trip);
+        ratios.add("exec: request to exit", exit / trip);
     }
     let mut rates = Collected::default();
     let mut costs = Collected::default();
     for run in 1..=runs {
         eprintln!("streams: run {run} of {runs}");
-        let plain = plain_copy()?;
+        let (plain, plain_cost) = plain_copy()?;
         rates.add("unix socket, MB/s", plain);
+        costs.add("unix socket, both ends", per_gb(plain_cost)?);
         let ways: [(&str, Way); 3] = [
             ("exec stdout", |pod| pod.exec_stdout()),
             ("attach", |pod| pod.attach()),
@@ -60,21 +77,47 @@ pub(crate) fn measure(daemon: &Daemon, runs: usize) -> anyhow::Result<Vec<Sectio
                 let lost = 100.0 - pod.kept.get() * 100.0;
                 rates.add("attach, % of the output lost", lost);
             }
-            let per_gb = cost * 1e3 * MB / f64::from(u32::try_from(SIZE)?);
-            costs.add(name, per_gb);
+            costs.add(name, per_gb(cost)?);
+            costs.add(
+                &format!("{name}, times the unix socket's"),
+                cost / plain_cost,
+            );
         }
     }
     pod.cri.remove_pod(&pod.sandbox)?;
     Ok(vec![
         latency.section("commands, ms"),
+        ratios.section("commands, times a unix socket's round trip"),
         rates.section("streams of 64 MiB to the client"),
         costs.section("streams: CPU seconds of daemon, VMM and QEMU per GB"),
     ])
 }
 
-/// MB/s of a pair of threads and a socket between them.
-fn plain_copy() -> anyhow::Result<f64> {
+/// A socket whose other end says what it hears.
+struct RoundTrips(UnixStream);
+
+impl RoundTrips {
+    fn new() -> anyhow::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        // Ends with our end of the socket.
+        std::thread::spawn(move || std::io::copy(&mut &theirs, &mut &theirs));
+        Ok(Self(ours))
+    }
+
+    /// Milliseconds of a message there and back.
+    fn one(&mut self) -> anyhow::Result<f64> {
+        let mut message = *b"hello";
+        let start = Instant::now();
+        self.0.write_all(&message)?;
+        self.0.read_exact(&mut message)?;
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    }
+}
+
+/// MB/s of a pair of threads and a socket between them, and the CPU seconds of both.
+fn plain_copy() -> anyhow::Result<(f64, f64)> {
     let (mut ours, mut theirs) = UnixStream::pair()?;
+    let before = own_cpu_seconds();
     let start = Instant::now();
     let writer = std::thread::spawn(move || {
         let piece = vec![7; 64 << 10];
@@ -86,7 +129,18 @@ fn plain_copy() -> anyhow::Result<f64> {
     }
     let rate = rate(start.elapsed())?;
     writer.join().ok().context("the writer died")??;
-    Ok(rate)
+    Ok((rate, own_cpu_seconds() - before))
+}
+
+/// CPU time so far of this process.
+fn own_cpu_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(time).map_or(0.0, |time| time.as_secs_f64())
+}
+
+/// Seconds for [`SIZE`] bytes as seconds for a gigabyte.
+fn per_gb(seconds: f64) -> anyhow::Result<f64> {
+    Ok(seconds * 1e3 * MB / f64::from(u32::try_from(SIZE)?))
 }
 
 fn rate(time: Duration) -> anyhow::Result<f64> {
