@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use cri_api::v1;
 use serde_json::{Value, json};
 use spherule_tests::manifest::{container, pod};
+use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,13 @@ fn start(name: &str) -> anyhow::Result<()> {
     });
     let containers = [container("c", SCRIPT, mounts)];
     daemon.run_detached(&pod(name, &containers, spec))?;
-    daemon.wait_for_output(name, " five\n")
+    daemon.wait_for_output(name, " five\n")?;
+    // Each stream comes by a way of its own.
+    let start = Instant::now();
+    while !daemon.cli(["logs", name])?.stderr.ends_with("-half\n") {
+        ensure!(start.elapsed() < PATIENCE, "nothing on standard error");
+    }
+    Ok(())
 }
 
 fn parts() -> anyhow::Result<()> {
@@ -90,9 +97,8 @@ fn since() -> anyhow::Result<()> {
     start("logs-since")?;
     std::thread::sleep(Duration::from_secs(3));
     let begun = Instant::now();
-    daemon
-        .cli(["exec", "logs-since", "--", "touch", "/v/end"])?
-        .ok()?;
+    // Killed where its container is faster to end.
+    daemon.cli(["exec", "logs-since", "--", "touch", "/v/end"])?;
     daemon.wait_for_output("logs-since", "last\n")?;
     loop {
         // From a second before what came last, if the command begins within that
@@ -116,9 +122,8 @@ fn follow() -> anyhow::Result<()> {
         .command(["logs", "-f", "--tail", "1", "logs-follow"])
         .stdout(Stdio::piped())
         .spawn()?;
-    daemon
-        .cli(["exec", "logs-follow", "--", "touch", "/v/end"])?
-        .ok()?;
+    // Killed where its container is faster to end.
+    daemon.cli(["exec", "logs-follow", "--", "touch", "/v/end"])?;
     let out = follows.wait_with_output()?;
     let said = String::from_utf8_lossy(&out.stdout);
     // What was the last line when it began to read.
@@ -138,11 +143,15 @@ fn rotations() -> anyhow::Result<()> {
     let daemon = shared::daemon()?;
     let script = "i=0; until test -e /end; do echo line $i; i=$((i + 1)); done; echo last $i";
     let pod = Running::new("logs-rotations", script)?;
-    let follows = daemon
+    let mut follows = daemon
         .command(["logs", "-f", &pod.sandbox])
         .stdout(Stdio::piped())
         .spawn()?;
-    let reader = std::thread::spawn(move || follows.wait_with_output());
+    let mut stdout = BufReader::new(follows.stdout.take().context("stdout")?);
+    // It is there before the first rotation.
+    let mut said = String::new();
+    stdout.read_line(&mut said)?;
+    let reader = std::thread::spawn(move || stdout.read_to_string(&mut said).map(|_| said));
     for number in 0..4 {
         // A file with something in it each time.
         let start = Instant::now();
@@ -160,8 +169,8 @@ fn rotations() -> anyhow::Result<()> {
     }
     pod.output("touch /end")?;
     pod.cri.ended(&pod.container)?;
-    let out = reader.join().ok().context("the reader died")??;
-    let said = String::from_utf8(out.stdout)?;
+    let said = reader.join().ok().context("the reader died")??;
+    ensure!(follows.wait()?.success());
     let (lines, last) = said
         .trim_end()
         .rsplit_once("\nlast ")
