@@ -42,7 +42,9 @@ mod shares;
 mod storage;
 mod streaming;
 mod streaming_faults;
+mod streaming_long;
 mod streaming_tls;
+mod terminals;
 mod volumes;
 
 /// A test: its name, and what it does.
@@ -103,7 +105,7 @@ fn main() -> ExitCode {
         trials("guest_faults", guest_faults::TESTS, no_engine),
         trials("command_line", command_line::TESTS, no_engine),
         trials("sessions", sessions::TESTS, no_engine),
-        trials("sessions", sessions::TERMINALS, &no_terminal),
+        trials("terminals", terminals::TESTS, &no_terminal),
         trials("ephemeral", ephemeral::TESTS, no_engine),
         trials("ephemeral", ephemeral::TERMINALS, &no_terminal),
         trials("logs", logs::TESTS, no_engine),
@@ -119,7 +121,7 @@ fn main() -> ExitCode {
         trials("cri_resources", cri_resources::TESTS, no_engine),
         trials("cri_refusals", cri_refusals::TESTS, no_engine),
         trials("streaming", streaming::TESTS, no_engine),
-        trials("streaming", streaming::LONG, &no_long),
+        trials("streaming_long", streaming_long::TESTS, &no_long),
         trials("streaming_faults", streaming_faults::TESTS, no_engine),
         trials("streaming_tls", streaming_tls::TESTS, no_engine),
         trials("network", network::TESTS, &no_network),
