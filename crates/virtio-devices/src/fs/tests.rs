@@ -3,7 +3,6 @@
 use super::abi::{Body, ROOT_NODE, opcode};
 use super::{Fs, FsHandle, FsLimits, ShareAccess, ShareError};
 use crate::testing::{Buffer, Harness};
-use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, OFlags, RenameFlags, mknodat, open, renameat_with};
 use rustix::io::Errno;
 use std::fs;
@@ -12,6 +11,8 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
+
+mod fuzz;
 
 const LIMITS: FsLimits = FsLimits {
     nodes: 20,
@@ -625,36 +626,4 @@ fn attributes_that_are_the_host_s_own_stay_hidden() {
     );
     let list = guest.call(opcode::LISTXATTR, file, &Body::default().u32(99).u32(0).0);
     assert_eq!(list.expect("listed"), b"user.a\0");
-}
-
-proptest! {
-    /// Whatever a guest sends, the device answers or not, and goes on; what is
-    /// outside the share stays as it was.
-    #[test]
-    fn hostile_requests_do_no_harm(
-        requests in prop::collection::vec(
-            (0..54u32, 0..6u64, prop::collection::vec(any::<u8>(), 0..120), any::<bool>()),
-            1..40,
-        ),
-    ) {
-        let mut guest = Guest::new(ShareAccess::Writable);
-        fs::write(guest.path("f"), "text").expect("write");
-        let beside = tempfile::tempdir().expect("a directory");
-        fs::write(beside.path().join("f"), "beside").expect("write");
-        for (opcode, node, mut body, named) in requests {
-            if named {
-                // Numbers that exist, so that more of the code is reached.
-                for byte in body.iter_mut().take(64) {
-                    *byte &= 3;
-                }
-                body.extend(b"f\0g\0");
-            }
-            let header = Body::default().u32(0).u32(opcode).u64(9).u64(node).zeroes(16).0;
-            guest.send(&[header, body].concat());
-        }
-        let (nodes, handles) = guest.harness.device.table_counts();
-        prop_assert!(nodes <= LIMITS.nodes && handles <= LIMITS.handles);
-        guest.lookup(ROOT_NODE, "s").expect("still there");
-        prop_assert_eq!(fs::read_to_string(beside.path().join("f")).expect("read"), "beside");
-    }
 }
