@@ -14,7 +14,14 @@ pub(crate) const TESTS: &[Test] = &[
     ("all_of_a_block_volume_is_given_to_the_pods_group", group),
 ];
 
-fn volume(name: &str, path: &Path, mode: &str, local: Value, annotations: Value) -> Value {
+/// A PersistentVolume on a file of the host.
+pub(crate) fn volume(
+    name: &str,
+    path: &Path,
+    mode: &str,
+    local: Value,
+    annotations: Value,
+) -> Value {
     let mut source = json!({"path": path});
     if let (Some(source), Some(more)) = (source.as_object_mut(), local.as_object()) {
         source.extend(more.clone());
@@ -25,10 +32,11 @@ fn volume(name: &str, path: &Path, mode: &str, local: Value, annotations: Value)
             "storageClassName": "manual", "volumeMode": mode, "local": source}})
 }
 
-fn claim(name: &str, mode: &str) -> Value {
+/// A claim of the volume with its name.
+pub(crate) fn claim(name: &str, mode: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": {
         "accessModes": ["ReadWriteOnce"], "storageClassName": "manual", "volumeMode": mode,
-        "resources": {"requests": {"storage": "64Mi"}}}})
+        "volumeName": name, "resources": {"requests": {"storage": "64Mi"}}}})
 }
 
 fn user(name: &str, script: &str) -> String {

@@ -1,6 +1,7 @@
 //! A kubelet's emptyDirs: where their bytes live, and what the node sees of them.
 
 use crate::Test;
+use crate::inside::{INSIDE, checksum, program_files};
 use anyhow::{Context, ensure};
 use cri_api::v1;
 use rustix::process::{Signal, kill_process};
@@ -15,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("bytes_are_on_a_disk_that_the_node_measures", disk),
     ("data_outlive_vm_and_daemon", kills),
     ("a_directory_in_use_is_shared", shared),
+    ("they_keep_what_posix_promises", posix),
 ];
 
 /// Where mounts can be made for a daemon.
@@ -258,6 +260,47 @@ fn shared() -> anyhow::Result<()> {
     ensure!(pod.out(&second, "cat /used/new")? == "new\n");
     ensure!(fs::read_to_string(used.join("new"))? == "new\n");
     ensure!(fs::read(&secret)? == vec![1; 1 << 20]);
+    pod.end()
+}
+
+/// The checks of `storage.rs`, on a disk of the kubelet's and on one that is shared.
+fn posix() -> anyhow::Result<()> {
+    let daemon = Daemon::start()?;
+    let kubelet = tempfile::tempdir_in(std::env::current_exe()?.with_file_name(""))?;
+    let disk = empty_dir(kubelet.path(), "empty-dirs-posix", "disk")?;
+    let shared = empty_dir(kubelet.path(), "empty-dirs-posix", "shared")?;
+    fs::write(shared.join("file"), "of the node\n")?;
+    let pod = Pod::run(&daemon, "empty-dirs-posix", 0)?;
+    let mounts = || {
+        let mut mounts = vec![mount(&disk, "/disk"), mount(&shared, "/shared")];
+        for (path, place) in program_files()? {
+            let file = mount(&path, &place);
+            mounts.push(v1::Mount {
+                readonly: true,
+                ..file
+            });
+        }
+        Ok::<_, anyhow::Error>(mounts)
+    };
+    let root = pod.container("root", 0, mounts()?)?;
+    let user = pod.container("user", 1000, mounts()?)?;
+    let inside = |container: &str, command: &str| {
+        let script = format!("/t/test {INSIDE} {command} /disk /shared 2>&1");
+        let done = pod
+            .cri
+            .exec_within(container, &["sh", "-c", &script], 280)?;
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        ensure!(done.exit_code == 0, "{script}: {said}");
+        Ok(said)
+    };
+    inside(&root, "posix")?;
+    let said = inside(&root, "fsx 600 1")?;
+    ensure!(said.matches("600 operations").count() == 2, "{said}");
+    let sum = checksum(&fs::read(shared.join("fsx"))?);
+    ensure!(said.contains(&format!("{sum:016x}")), "{said}");
+    // What root left is there, and so are its rights.
+    inside(&user, "posix")?;
+    ensure!(names(&disk)? == [FILE]);
     pod.end()
 }
 

@@ -22,6 +22,7 @@ mod cri_resources;
 mod empty_dirs;
 mod engines;
 mod ephemeral;
+mod every_kind;
 mod full_disk;
 mod guest_faults;
 mod host_paths;

@@ -1,7 +1,8 @@
 //! Files on every kind of mount: what POSIX promises, random operations, room that
 //! comes back, limits that bind one pod alone, directories that pods share.
 
-use crate::inside::{INSIDE, program_files};
+use crate::every_kind::{EveryKind, KINDS, left_in};
+use crate::inside::{INSIDE, checksum};
 use crate::{Test, shared};
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -48,81 +49,71 @@ fn host_path(name: &str, path: &Path) -> Value {
     json!({"name": name, "hostPath": {"path": path}})
 }
 
-/// Volumes and mounts of a pod with every kind of mount: /share, /disk, /memory,
-/// and this program.
-fn every_kind(host: &Path) -> anyhow::Result<(Vec<Value>, Vec<Value>)> {
-    let mut volumes = vec![
-        host_path("share", host),
-        json!({"name": "disk", "emptyDir": {}}),
-        json!({"name": "memory", "emptyDir": {"medium": "Memory"}}),
-    ];
-    let mut mounts: Vec<Value> = ["share", "disk", "memory"]
-        .iter()
-        .map(|name| json!({"name": name, "mountPath": format!("/{name}")}))
-        .collect();
-    for (number, (path, place)) in program_files()?.into_iter().enumerate() {
-        let name = format!("program-{number}");
-        volumes.push(host_path(&name, &path));
-        mounts.push(json!({"name": name, "mountPath": place, "readOnly": true}));
-    }
-    Ok((volumes, mounts))
-}
-
 fn inside(command: &str) -> String {
     format!("/t/test {INSIDE} {command} 2>&1")
 }
 
 fn every_mount() -> anyhow::Result<()> {
-    let daemon = open_daemon()?;
-    let host = host_dir()?;
-    let (volumes, mounts) = every_kind(host.path())?;
-    let all = "/share /disk /memory /tmp";
-    let script = format!(
-        "{} && {}",
+    let kinds = EveryKind::new()?;
+    let all = KINDS.join(" ");
+    // The mounts are root's by themselves; a user shall be able to write there, too.
+    let root = format!(
+        "chmod 777 {all} && {} && {}",
         inside(&format!("posix {all}")),
         inside(&format!("fsx 600 1 {all}"))
     );
-    let root = container("root", &script, json!({"volumeMounts": mounts}));
     // What root left is there, and so are its rights.
-    let user =
-        json!({"volumeMounts": mounts, "securityContext": {"runAsUser": 1000, "runAsGroup": 1000}});
-    let script = inside("posix /share /disk /memory");
-    let user = container("user", &script, user);
-    let spec = json!({"volumes": volumes, "initContainers": [root]});
-    let ran = daemon.run(&pod("every-mount", &[user], spec))?;
-    let out = ran.ok()?;
+    let user = inside(&format!("posix {all}"));
+    let pod = kinds.pod("every-mount", &[(&root, 0), (&user, 1000)])?;
+    let out = kinds.daemon.run(&pod)?.ok()?;
     ensure!(out.matches("POSIX checks passed").count() == 2, "{out}");
-    ensure!(out.matches("600 operations").count() == 4, "{out}");
-    Ok(())
+    random_operations_left(&kinds, &out, 600)
+}
+
+/// As many operations as were asked for, and the host has what the guest had at
+/// the end.
+fn random_operations_left(kinds: &EveryKind, out: &str, operations: u32) -> anyhow::Result<()> {
+    let said = |kind: &str, bytes: Option<Vec<u8>>| {
+        let sum = bytes.map(|bytes| format!("{:016x}", checksum(&bytes)));
+        let line = format!(
+            "{kind}: {operations} operations, {}",
+            sum.unwrap_or_default()
+        );
+        ensure!(out.contains(&line), "{line}:\n{out}");
+        Ok(())
+    };
+    for kind in KINDS {
+        said(kind, None)?;
+    }
+    said("/share", Some(left_in(&kinds.share())?))?;
+    said("/share-sub", Some(left_in(&kinds.share().join("sub/dir"))?))?;
+    said("/ext4", Some(kinds.left_on_ext4("/fsx")?))?;
+    said("/ext4-sub", Some(kinds.left_on_ext4("/sub/dir/fsx")?))
 }
 
 fn many_operations() -> anyhow::Result<()> {
-    let daemon = open_daemon()?;
-    let host = host_dir()?;
-    let (volumes, mounts) = every_kind(host.path())?;
+    let kinds = EveryKind::new()?;
     let seed = std::process::id();
-    let script = inside(&format!("fsx 20000 {seed} /share /disk /memory /tmp"));
-    let c = container("c", &script, json!({"volumeMounts": mounts}));
-    let out = daemon.run(&pod("many-operations", &[c], json!({"volumes": volumes})))?;
-    ensure!(out.ok()?.matches("20000 operations").count() == 4);
-    Ok(())
+    let script = inside(&format!("fsx 20000 {seed} {}", KINDS.join(" ")));
+    let pod = kinds.pod("many-operations", &[(&script, 0)])?;
+    let out = kinds.daemon.run(&pod)?.ok()?;
+    random_operations_left(&kinds, &out, 20_000)
 }
 
 fn many_files() -> anyhow::Result<()> {
-    let daemon = open_daemon()?;
-    let host = host_dir()?;
-    let (volumes, mounts) = every_kind(host.path())?;
+    let kinds = EveryKind::new()?;
     let script = "set -e; for d in /share /disk; do mkdir $d/many; cd $d/many; \
         seq 100000 | while read n; do echo $n >$n; done; \
         test $(ls | wc -l) = 100000; test \"$(cat 77777)\" = 77777; \
         cd /; rm -r $d/many; \
         dd if=/dev/zero of=$d/huge bs=1M seek=10239 count=1 2>/dev/null; \
         stat -c %s $d/huge; test $(stat -c %b $d/huge) -lt 10000; done";
-    let c = container("c", script, json!({"volumeMounts": mounts}));
-    let ran = daemon.run(&pod("many-files", &[c], json!({"volumes": volumes})))?;
+    let ran = kinds
+        .daemon
+        .run(&kinds.pod("many-files", &[(script, 0)])?)?;
     let size = 10_u64 << 30;
-    ensure!(ran.ok()? == format!("[c] {size}\n[c] {size}\n"));
-    ensure!(fs::metadata(host.path().join("huge"))?.len() == size);
+    ensure!(ran.ok()? == format!("[c0] {size}\n[c0] {size}\n"));
+    ensure!(fs::metadata(kinds.share().join("huge"))?.len() == size);
     Ok(())
 }
 

@@ -13,7 +13,8 @@ const MAX_LEN: usize = 200_000;
 /// Longest piece of one operation.
 const MAX_PIECE: usize = 40_000;
 
-/// `ROUNDS SEED DIRECTORY...`: so many operations in each directory.
+/// `ROUNDS SEED DIRECTORY...`: so many operations on a file `fsx` in each directory,
+/// which stays there, so that others can compare it by its checksum.
 pub(super) fn run(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<()> {
     let mut number = || {
         let text = arguments.next().context("ROUNDS SEED DIRECTORY...")?;
@@ -27,10 +28,18 @@ pub(super) fn run(mut arguments: impl Iterator<Item = String>) -> anyhow::Result
                 .with_context(|| format!("{directory}: seed {seed}, operation {round}"))?;
         }
         file.compare()?;
-        fs::remove_file(&file.path)?;
-        println!("{directory}: {rounds} operations");
+        file.sync()?;
+        let sum = checksum(&file.model);
+        println!("{directory}: {rounds} operations, {sum:016x}");
     }
     Ok(())
+}
+
+/// FNV-1a: two computations of it agree only about the same bytes, but for chance.
+pub(crate) fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
+        (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// xorshift64*: the same numbers for the same seed, everywhere.
@@ -57,6 +66,7 @@ struct Tried {
 impl Tried {
     fn new(directory: &Path, seed: u64) -> anyhow::Result<Self> {
         let path = directory.join("fsx");
+        fs::write(&path, "")?;
         Ok(Self {
             file: open(&path)?,
             path,

@@ -5,6 +5,8 @@ mod fsx;
 mod mapped;
 mod posix;
 
+pub(crate) use fsx::checksum;
+
 use anyhow::{bail, ensure};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::fs::{FlockOperation, OFlags, XattrFlags};
