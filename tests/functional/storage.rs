@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("two_pods_share_a_directory_of_the_host", two_pods),
     ("deleted_files_give_their_room_back", discard),
     ("ephemeral_storage_binds_a_container_and_a_pod", limits),
+    ("a_full_disk_is_full_for_its_pod_alone", full_for_one),
 ];
 
 /// Those that take minutes.
@@ -251,5 +252,44 @@ fn limits() -> anyhow::Result<()> {
     let path = "spec.containers[0].resources.limits.ephemeral-storage";
     refused("-1")?.refused(&[path, "negative"])?;
     refused("1Ei")?.refused(&[path, "at most"])?;
+    Ok(())
+}
+
+/// A pod goes on writing while another one's disk is full.
+fn full_for_one() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    let mount = json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}],
+        "resources": {"limits": {"ephemeral-storage": "24Mi"}}});
+    let spec = json!({"volumes": [{"name": "v", "emptyDir": {}}]});
+    let count = "n=0; while :; do n=$((n + 1)); \
+        { echo $n >/v/new && sync /v/new && mv /v/new /v/n; } || echo failed; done";
+    let writes = container("c", count, mount.clone());
+    daemon.run_detached(&pod("writes", &[writes], spec.clone()))?;
+    let fill =
+        "dd if=/dev/zero of=/v/rest bs=64k 2>&1 | grep -o 'No space left'; exec sleep 100000";
+    daemon.run_detached(&pod("full", &[container("c", fill, mount)], spec))?;
+    daemon.wait_for_output("full", "No space left")?;
+    let counted = || -> anyhow::Result<u64> {
+        let out = exec(&daemon, "writes", "cat /v/n || echo 0")?.ok()?;
+        Ok(out.trim().parse()?)
+    };
+    let before = counted()?;
+    wait_until(
+        "the other pod stands still",
+        || Ok(counted()? > before + 20),
+    )?;
+    let more = "dd if=/dev/zero of=/v/more bs=64k count=64 2>&1";
+    let ran = exec(&daemon, "full", more)?;
+    ensure!(ran.stdout.contains("No space left"), "{ran}");
+    ensure!(daemon.cli(["logs", "writes"])?.ok()?.is_empty());
+    // As much as it may have, and no less for the other one's sake.
+    let fits = "dd if=/dev/zero of=/v/more bs=1M count=16 2>/dev/null && sync /v/more";
+    exec(&daemon, "writes", fits)?.ok()?;
+    // What is deleted can be used again.
+    let again = "rm /v/rest /v/more && echo again >/v/again && sync /v/again";
+    exec(&daemon, "full", again)?.ok()?;
+    for name in ["writes", "full"] {
+        daemon.cli(["rm", "--force", name])?.ok()?;
+    }
     Ok(())
 }
