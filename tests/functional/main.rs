@@ -22,6 +22,7 @@ mod cri_resources;
 mod empty_dirs;
 mod engines;
 mod ephemeral;
+mod escapes;
 mod every_kind;
 mod full_disk;
 mod guest_faults;
@@ -131,6 +132,7 @@ fn main() -> ExitCode {
         trials("network", network::LONG, &no_long_network),
         trials("shares", shares::TESTS, no_engine),
         trials("shares", shares::MOUNTS, &no_disk),
+        trials("escapes", escapes::TESTS, no_engine),
         trials("empty_dirs", empty_dirs::TESTS, no_engine),
         trials("empty_dirs", empty_dirs::MOUNTS, &no_disk),
         trials("image_gc", image_gc::TESTS, &no_disk),

@@ -1,7 +1,9 @@
 //! What this program does in a container, where tests run it: system calls that
 //! busybox has no command for. `functional --inside WHAT FILE...`.
 
+mod escape;
 mod fsx;
+mod handles;
 mod mapped;
 mod posix;
 
@@ -48,6 +50,7 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> anyhow::Result
     match what.as_str() {
         "posix" => return posix::run(arguments),
         "fsx" => return fsx::run(arguments),
+        "escape" => return escape::run(arguments),
         _ => {}
     }
     let file = PathBuf::from(arguments.next().unwrap_or_default());

@@ -113,7 +113,7 @@ fn leave_something(sticky: &Path) -> anyhow::Result<()> {
 }
 
 /// The call must fail in that way.
-fn fails<T: Debug>(
+pub(super) fn fails<T: Debug>(
     result: Result<T, impl Into<std::io::Error>>,
     errno: Errno,
 ) -> anyhow::Result<()> {
