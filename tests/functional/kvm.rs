@@ -1,17 +1,23 @@
 //! The kvm engine wherever /dev/kvm opens, hardware virtualization or not. One
 //! VM carries several checks: without it, a boot takes many seconds.
 
+use crate::block_volumes::{claim, volume};
+use crate::every_kind::{left_in, on_ext4};
+use crate::inside::{INSIDE, checksum, program_files};
+use crate::sessions::ports_of;
 use crate::{Test, guest_faults};
 use anyhow::ensure;
 use serde_json::json;
-use spherule_tests::manifest::{container, pod};
+use spherule_tests::manifest::{container, documents, pod};
 use spherule_tests::{Daemon, DaemonOptions, Host, PEER_IMAGE, checkout, import_peer, machine};
+use std::fs::{self, File};
 use std::sync::Arc;
 
 pub(crate) const TESTS: &[Test] = &[
     ("hello_says_hello_and_ends_well", hello),
     ("kernel_that_only_spins_fails_the_pod", spinning_kernel),
     ("two_vcpus_blocks_vsock_and_exit_code", one_pod),
+    ("a_share_a_volume_and_a_forwarded_port_work", storage),
 ];
 
 pub(crate) const NETWORK: &[Test] = &[("two_vcpus_have_two_queue_pairs", queue_pairs)];
@@ -23,11 +29,16 @@ fn daemon() -> anyhow::Result<Daemon> {
 }
 
 fn daemon_on(host: Option<Arc<Host>>) -> anyhow::Result<Daemon> {
+    daemon_with(host, &[])
+}
+
+fn daemon_with(host: Option<Arc<Host>>, more: &[&str]) -> anyhow::Result<Daemon> {
+    // An emulated guest on a busy machine needs more than the default's two minutes.
+    let args = ["--agent-timeout", "500s"].iter().chain(more);
     Daemon::with(DaemonOptions {
         engine: "kvm".into(),
         host,
-        // An emulated guest on a busy machine needs more than the default's two minutes.
-        args: vec!["--agent-timeout".into(), "500s".into()],
+        args: args.map(ToString::to_string).collect(),
         ..DaemonOptions::default()
     })
 }
@@ -74,6 +85,62 @@ fn one_pod() -> anyhow::Result<()> {
         "guest {} host {host}",
         lines[1]
     );
+    Ok(())
+}
+
+/// A directory of the host and a claim are read, written and mapped, and the host
+/// finds there what the guest had; a port of the pod is reached.
+fn storage() -> anyhow::Result<()> {
+    let rounds = if machine().kvm_is_fast { 600 } else { 40 };
+    let daemon = daemon_with(None, &["--allow-host-path", "/"])?;
+    let host = tempfile::tempdir_in(std::env::current_exe()?.with_file_name(""))?;
+    let (share, disk) = (host.path().join("share"), host.path().join("data.img"));
+    fs::create_dir(&share)?;
+    fs::write(share.join("hello"), "from the host\n")?;
+    File::create(&disk)?.set_len(64 << 20)?;
+    let ext4 = json!({"fsType": "ext4"});
+    let objects = [
+        volume("data", &disk, "Filesystem", ext4, json!({})),
+        claim("data", "Filesystem"),
+    ];
+    daemon.apply(&documents(&objects))?.ok()?;
+    let mut volumes = vec![
+        json!({"name": "share", "hostPath": {"path": share}}),
+        json!({"name": "data", "persistentVolumeClaim": {"claimName": "data"}}),
+    ];
+    let mut mounts = vec![
+        json!({"name": "share", "mountPath": "/share"}),
+        json!({"name": "data", "mountPath": "/data"}),
+    ];
+    for (number, (path, place)) in program_files()?.into_iter().enumerate() {
+        let name = format!("program-{number}");
+        volumes.push(json!({"name": name, "hostPath": {"path": path}}));
+        mounts.push(json!({"name": name, "mountPath": place, "readOnly": true}));
+    }
+    let script = format!(
+        "cat /share/hello && /t/test {INSIDE} fsx {rounds} 1 /share /data 2>&1 && echo done && \
+         exec nc -ll -p 7 -e md5sum"
+    );
+    let c = container("c", &script, json!({"volumeMounts": mounts}));
+    daemon.run_detached(&pod("kvm-storage", &[c], json!({"volumes": volumes})))?;
+    let told = daemon.wait_for("kvm-storage", "done or over", |pod| {
+        let logs = daemon.cli(["logs", "kvm-storage"]);
+        let said = |ran: spherule_tests::Ran| ran.stdout.contains("done\n");
+        pod["phase"] == "PHASE_FAILED" || logs.is_ok_and(said)
+    })?;
+    let out = daemon.cli(["logs", "kvm-storage"])?.stdout;
+    ensure!(told["phase"] == "PHASE_RUNNING", "{out}\n{told:#}");
+    ensure!(told["engine"] == "ENGINE_KVM", "{told:#}");
+    ports_of(&daemon, "kvm-storage")?;
+    daemon.cli(["rm", "--force", "kvm-storage"])?.ok()?;
+    ensure!(out.starts_with("from the host\n"), "{out}");
+    for (place, found) in [
+        ("/share", left_in(&share)?),
+        ("/data", on_ext4(&disk, "/fsx")?),
+    ] {
+        let line = format!("{place}: {rounds} operations, {:016x}", checksum(&found));
+        ensure!(out.contains(&line), "{line}:\n{out}");
+    }
     Ok(())
 }
 

@@ -182,17 +182,14 @@ fn daemon_dies() -> anyhow::Result<()> {
 }
 
 fn port_forward() -> anyhow::Result<()> {
-    let daemon = shared::daemon()?;
     pod("ports", "nc -ll -p 7 -e md5sum")?;
+    ports_of(&*shared::daemon()?, "ports")
+}
+
+/// Port 7 of the pod answers with the MD5 of what it gets, port 8 is closed.
+pub(crate) fn ports_of(daemon: &Daemon, pod: &str) -> anyhow::Result<()> {
     let mut child = daemon
-        .command([
-            "port-forward",
-            "ports",
-            ":7",
-            ":8",
-            "--address",
-            "127.0.0.1",
-        ])
+        .command(["port-forward", pod, ":7", ":8", "--address", "127.0.0.1"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
@@ -238,7 +235,7 @@ fn is_served(address: &str) -> anyhow::Result<()> {
     };
     // Until the pod's program listens.
     let mut text = md5()?;
-    for _ in 0..100 {
+    for _ in 0..600 {
         if text.is_empty() {
             std::thread::sleep(std::time::Duration::from_millis(100));
             text = md5()?;
