@@ -338,9 +338,12 @@ fn tree(guest: &mut Guest) {
     guest.share = guest.lookup(ROOT_NODE, "a").expect("the share");
 }
 
+/// A path, its number of names, when anything of its inode changed last, contents.
+type Seen = (PathBuf, u64, (i64, i64), Vec<u8>);
+
 /// All that may not change: names, links, contents, and when anything of an inode
 /// changed last, its number of names and its attributes included.
-fn outside(top: &Path) -> Vec<(PathBuf, u64, (i64, i64), Vec<u8>)> {
+fn outside(top: &Path) -> Vec<Seen> {
     let mut found = Vec::new();
     let mut rest = vec![top.to_owned()];
     while let Some(path) = rest.pop() {
