@@ -11,13 +11,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 const MADE: ShownAs = ShownAs::FileSystem {
     kind: None,
     make: true,
 };
 
-fn volume(name: &str, shown_as: ShownAs) -> BlockVolumeSpec {
+pub(crate) fn volume(name: &str, shown_as: ShownAs) -> BlockVolumeSpec {
     BlockVolumeSpec {
         name: name.to_owned(),
         read_only: false,
@@ -30,7 +30,7 @@ fn volume(name: &str, shown_as: ShownAs) -> BlockVolumeSpec {
     }
 }
 
-fn at(path: &Path) -> DiskPath {
+pub(crate) fn at(path: &Path) -> DiskPath {
     DiskPath {
         path: path.to_owned(),
         within: Vec::new(),
@@ -41,7 +41,7 @@ fn by_path(path: &Path) -> VolumeSource {
     VolumeSource::Path(at(path))
 }
 
-fn device(of: DeviceOf, path: &str, destination: &str) -> DeviceSpec {
+pub(crate) fn device(of: DeviceOf, path: &str, destination: &str) -> DeviceSpec {
     DeviceSpec {
         of,
         path: path.to_owned(),
@@ -78,22 +78,38 @@ fn checksum(path: &Path, bytes: u64) -> String {
     sum.split(' ').next().unwrap().to_owned()
 }
 
+/// Where the host's programs are, for the guest.
+pub(crate) fn programs_of_the_host() -> impl Iterator<Item = MountSpec> {
+    ["/usr", "/lib", "/lib64"].into_iter().map(|dir| MountSpec {
+        source: MountSource::Host(HostMount {
+            path: dir.into(),
+            host_to_container: false,
+            recursive_read_only: true,
+            id_mapped: false,
+            within: Vec::new(),
+        }),
+        sub_path: String::new(),
+        destination: dir.to_owned(),
+        read_only: true,
+    })
+}
+
 impl Node {
     /// A sparse file of the host.
-    fn disk(&self, name: &str, bytes: u64) -> PathBuf {
+    pub(crate) fn disk(&self, name: &str, bytes: u64) -> PathBuf {
         let path = self.dir.path().join(name);
         File::create(&path).unwrap().set_len(bytes).unwrap();
         path
     }
 
-    fn spec_with_volumes(name: &str, volumes: Vec<PathVolume>) -> SandboxSpec {
+    pub(crate) fn spec_with_volumes(name: &str, volumes: Vec<PathVolume>) -> SandboxSpec {
         let mut spec = Self::spec(name);
         spec.volume_bays = 2;
         spec.block_volumes = volumes;
         spec
     }
 
-    async fn script(&self, id: &str, script: &str) -> String {
+    pub(crate) async fn script(&self, id: &str, script: &str) -> String {
         let done = self.sh(id, script).await;
         let stderr = String::from_utf8_lossy(&done.stderr).into_owned();
         assert_eq!(done.code, 0, "{script}: {stderr}");
@@ -468,20 +484,7 @@ async fn fio_reads_back_what_it_wrote() {
     let mut container = node.container("c", "sleep 100000");
     container.devices = vec![device(DeviceOf::Volume, "raw", "/dev/xvda")];
     container.mounts = vec![mount("data", "/data")];
-    for dir in ["/usr", "/lib", "/lib64"] {
-        container.mounts.push(MountSpec {
-            source: MountSource::Host(HostMount {
-                path: dir.into(),
-                host_to_container: false,
-                recursive_read_only: true,
-                id_mapped: false,
-                within: Vec::new(),
-            }),
-            sub_path: String::new(),
-            destination: dir.to_owned(),
-            read_only: true,
-        });
-    }
+    container.mounts.extend(programs_of_the_host());
     let id = node.start(&pod, container).await;
     for target in ["--filename=/dev/xvda", "--filename=/data/f --size=256m"] {
         let script = format!(

@@ -13,3 +13,4 @@ mod node;
 mod ports;
 mod shares;
 mod users;
+mod volume_io;
