@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// Versions that a ConfigMap goes through while it is read.
 const SWAPS: u32 = 30;
+/// Its keys.
+const KEYS: [&str; 3] = ["a", "b", "c"];
 
 fn host(path: &Path, destination: &str, read_only: bool) -> MountSpec {
     MountSpec {
@@ -256,14 +258,24 @@ async fn config_map_that_is_swapped_is_never_missing_or_mixed() {
     };
     let (map, out) = (node.host_dir("map"), node.host_dir("out"));
     swap(&map, 0);
-    symlink("..data/key", map.join("key")).unwrap();
+    for key in KEYS {
+        symlink(format!("..data/{key}"), map.join(key)).unwrap();
+    }
     let pod = node.sharing_sandbox("swap").await;
     let mounts = vec![host(&map, "/map", true), host(&out, "/out", false)];
-    let script = "while [ ! -e /out/stop ]; do cat /map/key 2>&1 || echo missing; done >/out/seen";
+    // A look at one directory has all keys, of one version; where it was taken away
+    // meanwhile there is a new one. A key by its own path is there at any time.
+    let script = "while [ ! -e /out/stop ]; do
+        d=/map/$(readlink /map/..data)
+        if set=$(cat $d/a $d/b $d/c 2>/dev/null); then echo \"$set\"; echo end
+        elif [ $d = /map/$(readlink /map/..data) ]; then echo missing; fi
+        for key in a b c; do cat /map/$key 2>&1 || echo missing; echo end; done
+        done >/out/seen";
     let mut spec = node.container("reader", script);
     spec.mounts = mounts;
     let id = node.start(&pod, spec).await;
     let seen = || fs::read_to_string(out.join("seen")).unwrap_or_default();
+    let mut times = Vec::new();
     for version in 1..=SWAPS {
         swap(&map, version);
         // The new version comes, and soon.
@@ -276,14 +288,31 @@ async fn config_map_that_is_swapped_is_never_missing_or_mixed() {
             );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        times.push(started.elapsed());
     }
     fs::write(out.join("stop"), "").unwrap();
     assert_eq!(node.exited(&id).await.exit.unwrap().code, 0);
     let seen = seen();
     let known: Vec<String> = (0..=SWAPS).map(line).collect();
-    for read in seen.split_inclusive('\n') {
-        assert!(known.iter().any(|line| line == read), "{read:?}");
+    let (mut whole, mut single) = (0, 0);
+    for look in seen.split_terminator("end\n") {
+        let first = look.split_inclusive('\n').next().unwrap_or_default();
+        assert!(known.iter().any(|line| line == first), "{look:?}");
+        if look == first {
+            single += 1;
+        } else {
+            assert_eq!(look, first.repeat(KEYS.len()));
+            whole += 1;
+        }
     }
+    assert!(whole > 0 && single > 0);
+    times.sort_unstable();
+    println!(
+        "{SWAPS} swaps, {whole} looks at all keys, {single} at one; seen after {:?} \
+         (median), {:?} (most)",
+        times[times.len() / 2],
+        times[times.len() - 1],
+    );
 }
 
 /// What a version of the map holds.
@@ -296,7 +325,9 @@ fn line(version: u32) -> String {
 fn swap(map: &Path, version: u32) {
     let new = format!("..v{version}");
     fs::create_dir(map.join(&new)).unwrap();
-    fs::write(map.join(&new).join("key"), line(version)).unwrap();
+    for key in KEYS {
+        fs::write(map.join(&new).join(key), line(version)).unwrap();
+    }
     symlink(&new, map.join("..data_tmp")).unwrap();
     fs::rename(map.join("..data_tmp"), map.join("..data")).unwrap();
     if let Some(old) = version.checked_sub(1) {
