@@ -68,6 +68,8 @@ fn every_mount() -> anyhow::Result<()> {
     let pod = kinds.pod("every-mount", &[(&root, 0), (&user, 1000)])?;
     let out = kinds.daemon.run(&pod)?.ok()?;
     ensure!(out.matches("POSIX checks passed").count() == 2, "{out}");
+    // Only then its volumes are unmounted for certain.
+    kinds.daemon.cli(["rm", "every-mount"])?.ok()?;
     random_operations_left(&kinds, &out, 600)
 }
 
@@ -98,6 +100,7 @@ fn many_operations() -> anyhow::Result<()> {
     let script = inside(&format!("fsx 20000 {seed} {}", KINDS.join(" ")));
     let pod = kinds.pod("many-operations", &[(&script, 0)])?;
     let out = kinds.daemon.run(&pod)?.ok()?;
+    kinds.daemon.cli(["rm", "many-operations"])?.ok()?;
     random_operations_left(&kinds, &out, 20_000)
 }
 
