@@ -290,6 +290,13 @@ async fn config_map_that_is_swapped_is_never_missing_or_mixed() {
         }
         times.push(started.elapsed());
     }
+    // Nothing takes a directory away any more.
+    let all = line(SWAPS).repeat(KEYS.len());
+    let started = std::time::Instant::now();
+    while !seen().contains(&all) {
+        assert!(started.elapsed() < PATIENCE, "not all keys are seen");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     fs::write(out.join("stop"), "").unwrap();
     assert_eq!(node.exited(&id).await.exit.unwrap().code, 0);
     let seen = seen();
