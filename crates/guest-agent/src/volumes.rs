@@ -81,24 +81,26 @@ pub(crate) fn is_dns_label(name: &str) -> bool {
 }
 
 fn create_in_memory(volume: &Volume) -> Result<String, AgentError> {
-    let top = Directory {
-        uid: 0,
-        gid: volume.group.unwrap_or(0),
-        mode: volume.group.map_or(0o777, |_| 0o2777),
-    };
-    mount_in_memory(&volume.name, &top, volume.size_limit)
+    let mode = volume.group.map_or(0o777, |_| 0o2777);
+    mount_in_memory(&volume.name, mode, (None, volume.group), volume.size_limit)
 }
 
-/// A file system in memory with that top directory; 0 bytes: the kernel's own limit,
-/// half of its memory.
-fn mount_in_memory(name: &str, top: &Directory, bytes: u64) -> Result<String, AgentError> {
+/// A file system in memory whose top directory has that mode and those owners, or the
+/// caller's; 0 bytes: the kernel's own limit, half of its memory.
+fn mount_in_memory(
+    name: &str,
+    mode: u32,
+    (uid, gid): (Option<u32>, Option<u32>),
+    bytes: u64,
+) -> Result<String, AgentError> {
     let path = format!("{}/{name}", layout::MEMORY_VOLUMES);
-    let mode = format!("{:o}", top.mode);
-    let [uid, gid, size] = [top.uid.into(), top.gid.into(), bytes].map(|n: u64| n.to_string());
-    let mut options = vec![("mode", mode.as_str()), ("uid", &uid), ("gid", &gid)];
+    let mut options = vec![("mode", format!("{mode:o}"))];
+    options.extend(uid.map(|uid| ("uid", uid.to_string())));
+    options.extend(gid.map(|gid| ("gid", gid.to_string())));
     if bytes > 0 {
-        options.push(("size", &size));
+        options.push(("size", bytes.to_string()));
     }
+    let options: Vec<_> = options.iter().map(|(k, v)| (*k, v.as_str())).collect();
     let attributes = Attr::MOUNT_ATTR_NODEV | Attr::MOUNT_ATTR_NOSUID;
     let mount = fs_mount::new("tmpfs", &options, attributes)?;
     fs_mount::attach_at(mount, &path)?;
@@ -134,12 +136,8 @@ pub(crate) fn attach_in_memory(
         let problem = format!("{}:{} are no users of the pod", top.uid, top.gid);
         AgentError::invalid("directory", problem)
     })?;
-    let top = Directory {
-        uid: uid.as_raw(),
-        gid: gid.as_raw(),
-        ..top
-    };
-    let path = mount_in_memory(&request.name, &top, request.size)?;
+    let owners = (Some(uid.as_raw()), Some(gid.as_raw()));
+    let path = mount_in_memory(&request.name, top.mode, owners, request.size)?;
     volumes.insert(request.name.clone(), path);
     Ok(())
 }
