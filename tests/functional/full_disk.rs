@@ -9,7 +9,7 @@ use cri_api::v1;
 use rustix::process::{Signal, kill_process};
 use serde_json::json;
 use spherule_tests::cri::{Cri, image, refused};
-use spherule_tests::manifest::one;
+use spherule_tests::manifest::{container, one, pod};
 use spherule_tests::{Daemon, DaemonOptions, Registries};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -141,10 +141,13 @@ fn full_at_start() -> anyhow::Result<()> {
     make_room(&daemon)?;
     works(&daemon)?;
 
-    // Room for the record, not for the scratch disk.
+    // Room for the record, not for the scratch disk: an empty one of that size takes
+    // more than a MiB.
     fill(&daemon, MIB)?;
-    let ran = daemon.run(&manifest)?;
-    ran.refused(&["scratch disk", "No space left"])?;
+    let large = json!({"resources": {"limits": {"ephemeral-storage": "4Ti"}}});
+    let large = container("c", "echo must not run", large);
+    let ran = daemon.run(&pod("full", &[large], json!({})))?;
+    ran.refused(&["disk", "No space left"])?;
     nothing_left(&daemon)?;
     make_room(&daemon)?;
     daemon.cli(["rm", "full"])?.ok()?;

@@ -280,6 +280,9 @@ fn full_for_one() -> anyhow::Result<()> {
         { echo $n >/v/new && sync /v/new && mv /v/new /v/n; } || echo failed; done";
     let writes = container("c", count, mount.clone());
     daemon.run_detached(&pod("writes", &[writes], spec.clone()))?;
+    daemon.wait_for("writes", "running", |pod| {
+        pod["containers"][0]["state"] == "STATE_RUNNING"
+    })?;
     let fill =
         "dd if=/dev/zero of=/v/rest bs=64k 2>&1 | grep -o 'No space left'; exec sleep 100000";
     daemon.run_detached(&pod("full", &[container("c", fill, mount)], spec))?;
