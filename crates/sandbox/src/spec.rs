@@ -455,6 +455,23 @@ pub struct BlockVolumeSpec {
     pub exclusive: bool,
 }
 
+impl BlockVolumeSpec {
+    /// A volume that this sandbox alone has, to write, without serial number, group and
+    /// limits.
+    pub(crate) fn new(name: String, shown_as: ShownAs) -> Self {
+        Self {
+            name,
+            read_only: false,
+            shown_as,
+            serial: String::new(),
+            group: None,
+            group_change: fs_group::Policy::default(),
+            limits: IoLimits::default(),
+            exclusive: true,
+        }
+    }
+}
+
 /// What containers have of a block volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

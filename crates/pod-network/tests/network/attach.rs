@@ -1,9 +1,12 @@
 //! The default network: made, used, removed.
 
 use crate::guest::Guest;
-use crate::host::{Node, attach, command, listen, on_host, request};
+use crate::host::{Host, Node, attach, command, listen, on_host, request};
 use pod_network::default_list::{self, InitError, Options};
-use pod_network::{AttachRequest, Bandwidth, NetworkError, PortMapping, TapError, chain_text};
+use pod_network::{
+    AttachRequest, Attachment, Bandwidth, Network, NetworkError, NetworkRecord, PortMapping,
+    TapError, chain_text,
+};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -369,10 +372,21 @@ printf '{"cniVersion":"1.0.0","interfaces":[{"name":"hosta"},{"name":"net1","san
  "ips":[{"address":"10.66.0.7/24","interface":1},{"address":"10.65.0.7/32","interface":2}],"dns":{"nameservers":["10.65.0.1"]}}' $CNI_NETNS $CNI_NETNS
 "#;
 
-/// /sys shows the namespace that it was mounted from.
-fn own_sysfs() {
+/// A pod on the network that this plugin makes, with eth0 and net1.
+fn attach_two(host: &Host, plugin: &str) -> (Network, NetworkRecord, Attachment) {
+    host.write_plugin("two", plugin);
+    host.write_list(
+        "10-two.conf",
+        r#"{"cniVersion":"1.0.0","name":"two","type":"two"}"#,
+    );
+    // /sys shows the namespace that it was mounted from.
     let flags = rustix::mount::MountFlags::empty();
     rustix::mount::mount("sysfs", "/sys", "sysfs", flags, None).unwrap();
+    let network = host.network();
+    let (record, attachment) = attach(&network, request("a"));
+    let names: Vec<&str> = attachment.nics.iter().map(|n| n.name.as_str()).collect();
+    assert_eq!(names, ["eth0", "net1"]);
+    (network, record, attachment)
 }
 
 #[test]
@@ -392,16 +406,7 @@ $in ip link set port master br0 up
 ip link set hosta up",
         );
     on_host(move |host| {
-        host.write_plugin("two", &silent);
-        host.write_list(
-            "10-two.conf",
-            r#"{"cniVersion":"1.0.0","name":"two","type":"two"}"#,
-        );
-        own_sysfs();
-        let network = host.network();
-        let (record, attachment) = attach(&network, request("a"));
-        let names: Vec<&str> = attachment.nics.iter().map(|n| n.name.as_str()).collect();
-        assert_eq!(names, ["eth0", "net1"]);
+        let (network, record, attachment) = attach_two(host, &silent);
         assert_eq!(
             attachment.nics[1].addresses,
             ["10.66.0.7/24".parse().unwrap()]
@@ -419,16 +424,7 @@ ip link set hosta up",
 #[test]
 fn several_interfaces_and_gateways_outside_the_subnet_come_through() {
     on_host(|host| {
-        host.write_plugin("two", TWO_INTERFACES);
-        host.write_list(
-            "10-two.conf",
-            r#"{"cniVersion":"1.0.0","name":"two","type":"two"}"#,
-        );
-        own_sysfs();
-        let network = host.network();
-        let (record, attachment) = attach(&network, request("a"));
-        let names: Vec<&str> = attachment.nics.iter().map(|n| n.name.as_str()).collect();
-        assert_eq!(names, ["eth0", "net1"]);
+        let (network, record, attachment) = attach_two(host, TWO_INTERFACES);
         assert_eq!(attachment.pod_ips, ["10.65.0.7".parse::<IpAddr>().unwrap()]);
         assert_eq!(attachment.dns.nameservers, ["10.65.0.1"]);
         let nic = &attachment.nics[0];

@@ -19,9 +19,9 @@ use crate::error::SandboxError;
 use crate::live::Live;
 use crate::record::{EmptyDirPlace, Step, VolumeState};
 use crate::registry::{ContainerEntry, Entry};
-use crate::spec::{BlockVolumeSpec, DirectorySpec, HostMount, IoLimits, ShownAs};
+use crate::spec::{BlockVolumeSpec, DirectorySpec, HostMount, ShownAs};
 use crate::vm_plan::{Mounted, directory};
-use crate::volumes;
+use crate::volumes::{self, VolumeSource};
 use guest_api::proto::{AttachVolumeRequest, client_message::Call};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -104,16 +104,7 @@ async fn attach_disk(
         return Ok(false);
     }
     let root = inner.config.root.clone();
-    let spec = BlockVolumeSpec {
-        name,
-        read_only: false,
-        shown_as: ShownAs::Directory(volume.top),
-        serial: String::new(),
-        group: None,
-        group_change: fs_group::Policy::default(),
-        limits: IoLimits::default(),
-        exclusive: true,
-    };
+    let spec = BlockVolumeSpec::new(name, ShownAs::Directory(volume.top));
     let path = volume.path.clone();
     let open = move || disk::open_or_make(&root, &volume, mib);
     let Some(file) = crate::blocking(&entry.id, open).await?? else {
@@ -121,7 +112,8 @@ async fn attach_disk(
         return Ok(false);
     };
     item.record.update(|c| c.add_step(step)).await?;
-    volumes::attach_file(inner, entry, live, spec, file, &path).await?;
+    let source = VolumeSource::Found(file, path);
+    volumes::attach_locked(inner, entry, live, spec, source).await?;
     Ok(true)
 }
 

@@ -27,7 +27,6 @@ use guest_api::proto::{
 use source::Opened;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,30 +104,16 @@ pub(crate) async fn attach(
 ) -> Result<(), SandboxError> {
     check(&spec)?;
     let _turn = entry.volumes.lock().await;
-    let shown = source.to_string();
-    attach_locked(inner, entry, live, spec, source, shown).await
+    attach_locked(inner, entry, live, spec, source).await
 }
 
-/// Attaches an open file that was found at `path`, for callers that hold the turn.
-pub(crate) async fn attach_file(
-    inner: &Arc<Inner>,
-    entry: &Arc<Entry>,
-    live: &Live,
-    spec: BlockVolumeSpec,
-    file: OwnedFd,
-    path: &Path,
-) -> Result<(), SandboxError> {
-    let (source, shown) = (VolumeSource::Descriptor(file), path.display().to_string());
-    attach_locked(inner, entry, live, spec, source, shown).await
-}
-
-async fn attach_locked(
+/// [`attach`] for callers that hold the turn and have made the specification.
+pub(crate) async fn attach_locked(
     inner: &Arc<Inner>,
     entry: &Arc<Entry>,
     live: &Live,
     spec: BlockVolumeSpec,
     source: VolumeSource,
-    shown: String,
 ) -> Result<(), SandboxError> {
     let name = spec.name.clone();
     let known = entry.record.read(|s| s.block_volume(&name).cloned());
@@ -156,6 +141,7 @@ async fn attach_locked(
         let message = format!("the sandbox has {MAX_VOLUMES} block volumes; detach some");
         return Err(problem(&name, message));
     }
+    let shown = source.to_string();
     let wanted = spec.clone();
     let opened = crate::blocking(&entry.id, move || source::open(&wanted, source)).await??;
     let record = BlockVolume {
@@ -398,21 +384,15 @@ pub(crate) async fn attach_device(
     let suffix = if device.read_only { "-ro" } else { "" };
     let name = format!("dev-{major}-{minor}{suffix}");
     let spec = BlockVolumeSpec {
-        name: name.clone(),
         read_only: device.read_only,
-        shown_as: ShownAs::Device,
-        serial: String::new(),
-        group: None,
-        group_change: fs_group::Policy::default(),
-        limits: IoLimits::default(),
         exclusive: false,
+        ..BlockVolumeSpec::new(name.clone(), ShownAs::Device)
     };
     let _turn = entry.volumes.lock().await;
     item.record
         .update(|c| c.add_step(Step::BlockDevice(name.clone())))
         .await?;
-    let (source, shown) = (VolumeSource::Path(at), device.path.clone());
-    attach_locked(inner, entry, live, spec, source, shown).await?;
+    attach_locked(inner, entry, live, spec, VolumeSource::Path(at)).await?;
     Ok(name)
 }
 

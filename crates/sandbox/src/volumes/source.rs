@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a block volume is made of.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub enum VolumeSource {
     /// An open regular file or block device: for reading, and for writing unless the
     /// volume is read-only.
     Descriptor(OwnedFd),
+    /// Such a descriptor, and the path where it was found.
+    Found(OwnedFd, PathBuf),
 }
 
 impl fmt::Display for VolumeSource {
@@ -28,6 +30,7 @@ impl fmt::Display for VolumeSource {
         match self {
             Self::Path(at) => at.path.display().fmt(f),
             Self::Descriptor(_) => f.write_str("a descriptor"),
+            Self::Found(_, path) => path.display().fmt(f),
         }
     }
 }
@@ -53,7 +56,7 @@ pub(super) fn open(spec: &BlockVolumeSpec, source: VolumeSource) -> Result<Opene
             let found = identify(name, &fd)?;
             (reopen(&fd, access(spec)).map_err(failed)?, found)
         }
-        VolumeSource::Descriptor(fd) => {
+        VolumeSource::Descriptor(fd) | VolumeSource::Found(fd, _) => {
             let found = identify(name, &fd)?;
             (File::from(fd), found)
         }
@@ -191,7 +194,6 @@ mod tests {
     use super::*;
     use crate::spec::{IoLimits, ShownAs};
     use std::os::unix::fs::symlink;
-    use std::path::PathBuf;
 
     fn spec(read_only: bool) -> BlockVolumeSpec {
         BlockVolumeSpec {
