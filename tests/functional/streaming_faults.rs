@@ -97,22 +97,20 @@ fn daemon_ends() -> anyhow::Result<()> {
         })?;
     }
     // Our own command line's.
-    let args = [
-        "exec",
-        &pod.sandbox,
-        "--",
-        "sh",
-        "-c",
-        "echo up; sleep 12346",
-    ];
-    let mut ours = daemon
-        .command(args)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let mut line = String::new();
-    BufReader::new(ours.stdout.take().context("stdout")?).read_line(&mut line)?;
-    ensure!(line == "up\n", "{line:?}");
+    let script = "echo word; sleep 12346";
+    let exec = ["exec", &pod.sandbox, "--", "sh", "-c", script];
+    let logs = ["logs", "-f", &pod.sandbox];
+    let ours = [&exec[..], &logs].map(|args| {
+        let mut ours = daemon
+            .command(args.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        BufReader::new(ours.stdout.take().context("stdout")?).read_line(&mut line)?;
+        ensure!(line == "word\n", "{line:?}");
+        Ok(ours)
+    });
 
     let clients = [(silent, 3), (busy, 3), (attached, 3), (port, 1)];
     let listeners = clients.map(|(mut client, channel)| {
@@ -125,12 +123,14 @@ fn daemon_ends() -> anyhow::Result<()> {
         ensure!(told.contains("is being restarted"), "{told}");
         ensure!(channel == 1 || told.contains("\"Failure\""), "{told}");
     }
-    let out = ours.wait_with_output()?;
-    let said = String::from_utf8_lossy(&out.stderr);
-    ensure!(
-        out.status.code() == Some(1) && said.contains("is being restarted"),
-        "{out:?}"
-    );
+    for ours in ours {
+        let out = ours?.wait_with_output()?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        ensure!(
+            out.status.code() == Some(1) && said.contains("is being restarted"),
+            "{out:?}"
+        );
+    }
 
     daemon.restart()?;
     pod.cri = Cri::connect(&daemon)?;

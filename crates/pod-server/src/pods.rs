@@ -50,7 +50,7 @@ pub struct Pods {
 
 impl Pods {
     /// Serves this engine, and the sandboxes that others made; `facts` is what Info
-    /// says beside it. At the `end` sessions are told of it.
+    /// says beside it. At the `end` those who hear streams of answers are told of it.
     pub fn new(engine: PodEngine, sandboxes: Sandboxes, facts: Facts, end: End) -> Self {
         Self {
             engine,
@@ -59,6 +59,13 @@ impl Pods {
             facts: Arc::new(facts),
             end,
         }
+    }
+
+    fn until_end<T: Send + 'static>(
+        &self,
+        answers: impl Stream<Item = Result<T, Status>> + Send + Unpin + 'static,
+    ) -> Response<Answers<T>> {
+        Response::new(ending::until(self.end.clone(), answers))
     }
 }
 
@@ -113,10 +120,8 @@ impl PodService for Pods {
         &self,
         request: Request<WatchPodRequest>,
     ) -> Result<Response<Self::WatchPodStream>, Status> {
-        Ok(Response::new(watch::watch(
-            &self.engine,
-            &request.into_inner().pod,
-        )?))
+        let pods = watch::watch(&self.engine, &request.into_inner().pod)?;
+        Ok(self.until_end(pods))
     }
 
     async fn stop_pod(
@@ -152,11 +157,8 @@ impl PodService for Pods {
         &self,
         request: Request<LogsRequest>,
     ) -> Result<Response<Self::LogsStream>, Status> {
-        Ok(Response::new(logs::logs(
-            &self.engine,
-            &self.others,
-            request.into_inner(),
-        )?))
+        let records = logs::logs(&self.engine, &self.others, request.into_inner())?;
+        Ok(self.until_end(records))
     }
 
     type ExecStream = Answers<SessionOutput>;
@@ -166,7 +168,7 @@ impl PodService for Pods {
         request: Request<Streaming<ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
         let output = session::exec(self, request.into_inner()).await?;
-        Ok(Response::new(ending::until(self.end.clone(), output)))
+        Ok(self.until_end(output))
     }
 
     type AttachStream = Answers<SessionOutput>;
@@ -176,7 +178,7 @@ impl PodService for Pods {
         request: Request<Streaming<AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
         let output = session::attach(self, request.into_inner()).await?;
-        Ok(Response::new(ending::until(self.end.clone(), output)))
+        Ok(self.until_end(output))
     }
 
     type PortForwardStream = Answers<PortForwardResponse>;
@@ -186,7 +188,7 @@ impl PodService for Pods {
         request: Request<Streaming<PortForwardRequest>>,
     ) -> Result<Response<Self::PortForwardStream>, Status> {
         let answers = port_forward::open(self, request.into_inner()).await?;
-        Ok(Response::new(ending::until(self.end.clone(), answers)))
+        Ok(self.until_end(answers))
     }
 
     async fn apply_objects(

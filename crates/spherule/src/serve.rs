@@ -223,8 +223,8 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
                 streaming.serve(reason).map(Ok),
             )
         } => drop(served?),
-        // Calls that are being answered get this long, and sessions to hear the last
-        // of it; other streams never end by themselves.
+        // Calls that are being answered get this long, and streams to hear the last
+        // of it; a kubelet's events never end by themselves.
         () = async {
             end.clone().await;
             tokio::time::sleep(LAST_ANSWERS).await;

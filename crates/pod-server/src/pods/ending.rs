@@ -1,4 +1,5 @@
-//! The daemon's end, as callers of sessions see it: told, not just cut off.
+//! The daemon's end, as those see it who hear a stream of answers (sessions, logs,
+//! watchers): told, not just cut off.
 
 use super::Answers;
 use futures_util::StreamExt;
@@ -9,7 +10,7 @@ use tonic::Status;
 /// Resolves when the daemon is about to end.
 pub type End = Shared<BoxFuture<'static, ()>>;
 
-/// What a session's caller is told then.
+/// What they are told then.
 pub const ENDING: &str =
     "the node agent is being restarted: this session ends, what runs in the pod goes on";
 
