@@ -8,6 +8,7 @@ mod engine;
 mod guest;
 mod image_gc;
 mod network;
+mod process;
 mod socket;
 mod streaming;
 
@@ -121,6 +122,7 @@ pub(crate) fn run(run: PathBuf, args: Args) -> anyhow::Result<()> {
                 .from_env_lossy(),
         )
         .init();
+    process::raise_descriptors();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
@@ -214,6 +216,7 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     let own_socket = run.join(pod_api::SOCKET);
     let own_listener = UnixListenerStream::new(socket::listen(&own_socket)?);
     info!(socket = %own_socket.display(), cri = %cri_socket.display(), "serving");
+    process::tell_ready();
     let reason = end.clone().map(|()| pod_server::ENDING.to_owned());
     tokio::select! {
         served = async {
@@ -246,4 +249,5 @@ async fn ended() {
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
+    process::tell_stopping();
 }
