@@ -38,6 +38,7 @@ mod objects;
 mod pods;
 mod refusals;
 mod registry;
+mod service;
 mod sessions;
 mod shared;
 mod shares;
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
     let no_cgroups = no_engine.clone().or(machine.no_cgroups.clone());
     let no_unified = no_cgroups.clone().or(machine.no_mounts.clone());
     let no_unified = no_unified.or_else(cri_cgroups::no_unified);
+    let no_package = no_engine.clone().or(lacking("dpkg-deb"));
     let no_hiding = machine.no_mounts.clone();
     let no_kvm_to_show = no_hiding.clone().or(machine.no_kvm.clone());
     let no_qemu_to_show = no_hiding.clone().or(machine.no_qemu.clone());
@@ -146,6 +148,8 @@ fn main() -> ExitCode {
         trials("engines", engines::ONLY_KVM, &no_kvm_to_show),
         trials("engines", engines::ONLY_QEMU, &no_qemu_to_show),
         trials("images", images::TESTS, no_engine),
+        trials("service", service::TESTS, no_engine),
+        trials("service", service::PACKAGE, &no_package),
         trials("crash", crash::TESTS, no_engine),
         trials("kvm", kvm::TESTS, &machine.no_kvm),
         trials("kvm", kvm::NETWORK, &no_kvm_network),

@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub struct DaemonOptions {
     /// `kvm`, `qemu` or `auto`.
     pub engine: String,
+    /// Directory with spherule and spherule-vmm, where they are not those of this
+    /// checkout.
+    pub programs: Option<PathBuf>,
     /// Directory with vmlinux and initramfs.cpio.
     pub guest: PathBuf,
     /// The host that it runs on, whose network pods get; without one they have
@@ -26,6 +29,8 @@ pub struct DaemonOptions {
     pub host: Option<Arc<Host>>,
     /// More arguments for `spherule serve`.
     pub args: Vec<String>,
+    /// More of its environment.
+    pub environment: Vec<(String, PathBuf)>,
     /// Import [`IMAGE`] at the start.
     pub image: bool,
     /// Shell commands that run first, in a mount namespace in which the daemon
@@ -38,9 +43,11 @@ impl Default for DaemonOptions {
     fn default() -> Self {
         Self {
             engine: machine().engine.into(),
+            programs: None,
             guest: guest_dir(),
             host: None,
             args: Vec::new(),
+            environment: Vec::new(),
             image: true,
             prepare: None,
         }
@@ -272,9 +279,13 @@ fn spawn(dir: &Path, options: &DaemonOptions) -> anyhow::Result<Child> {
         .create(true)
         .append(true)
         .open(dir.join("serve.log"))?;
+    let spherule = match &options.programs {
+        Some(programs) => programs.join("spherule"),
+        None => program("spherule"),
+    };
     let mut command = match (&options.host, &options.prepare) {
-        (Some(host), None) => host.command(&program("spherule")),
-        (None, None) => Command::new(program("spherule")),
+        (Some(host), None) => host.command(&spherule),
+        (None, None) => Command::new(spherule),
         (_, Some(script)) => {
             let mut command = Command::new("unshare");
             command
@@ -282,7 +293,7 @@ fn spawn(dir: &Path, options: &DaemonOptions) -> anyhow::Result<Child> {
                 .arg(format!("d=$1; shift; {script}; exec \"$@\""))
                 .arg("sh")
                 .arg(dir)
-                .arg(program("spherule"));
+                .arg(spherule);
             command
         }
     };
@@ -301,6 +312,7 @@ fn spawn(dir: &Path, options: &DaemonOptions) -> anyhow::Result<Child> {
         .arg(&options.guest)
         .args(["--engine", &options.engine])
         .args(&options.args)
+        .envs(options.environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

@@ -6,6 +6,7 @@ mod demo;
 mod guest;
 mod kernel;
 mod lint;
+mod package;
 mod packages;
 mod run;
 mod setup;
@@ -37,6 +38,8 @@ enum Command {
     },
     /// Check format and clippy, without warnings
     Lint,
+    /// Build a Debian package to install from, with a service for systemd
+    Package(package::Args),
     /// Build the guest kernel only
     Kernel(kernel::Args),
     /// Build the guest agent and its initramfs only
@@ -51,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test(args) => test::run(&root, &args),
         Command::Bench { args } => binaries::bench(&root, &args),
         Command::Lint => lint::run(&root),
+        Command::Package(args) => package::run(&root, &args),
         Command::Kernel(args) => kernel::run(&root, &args),
         Command::Guest => {
             println!("{}", guest::ensure(&root)?.display());
