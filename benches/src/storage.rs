@@ -60,8 +60,7 @@ const MOUNTED: &[(&str, &str)] = &[
 fn daemon(engine: &str, host: &Path) -> anyhow::Result<Daemon> {
     Daemon::with(DaemonOptions {
         engine: engine.into(),
-        args: vec!["--allow-host-path".into(), host.display().to_string()],
-        ..DaemonOptions::default()
+        ..DaemonOptions::allowing(host)
     })
 }
 

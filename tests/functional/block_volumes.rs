@@ -62,13 +62,7 @@ fn claims() -> anyhow::Result<()> {
     for path in [&raw, &data] {
         File::create(path)?.set_len(64 << 20)?;
     }
-    let mut daemon = Daemon::with(DaemonOptions {
-        args: vec![
-            "--allow-host-path".into(),
-            host.path().display().to_string(),
-        ],
-        ..DaemonOptions::default()
-    })?;
+    let mut daemon = Daemon::with(DaemonOptions::allowing(&host))?;
     let slow = json!({"spherule.dev/bytes-per-second": "fast"});
     daemon
         .apply(&volume("raw", &raw, "Block", json!({}), slow).to_string())?
@@ -143,13 +137,7 @@ fn group() -> anyhow::Result<()> {
     let host = tempfile::tempdir()?;
     let data = host.path().join("data");
     File::create(&data)?.set_len(64 << 20)?;
-    let daemon = Daemon::with(DaemonOptions {
-        args: vec![
-            "--allow-host-path".into(),
-            host.path().display().to_string(),
-        ],
-        ..DaemonOptions::default()
-    })?;
+    let daemon = Daemon::with(DaemonOptions::allowing(&host))?;
     daemon
         .apply(&documents(&[
             volume("data", &data, "Filesystem", json!({}), json!({})),

@@ -121,10 +121,7 @@ fn command(secret: &str) -> String {
 fn of_a_pod() -> anyhow::Result<()> {
     let secret = secret();
     let host = Host::new(&secret)?;
-    let daemon = Daemon::with(DaemonOptions {
-        args: vec!["--allow-host-path".into(), "/".into()],
-        ..DaemonOptions::default()
-    })?;
+    let daemon = Daemon::with(DaemonOptions::allowing("/"))?;
     let before = host.outside()?;
     let of = |name: &str, path: &Path| json!({"name": name, "hostPath": {"path": path}});
     let mut volumes = vec![

@@ -39,10 +39,7 @@ pub(crate) struct EveryKind {
 
 impl EveryKind {
     pub(crate) fn new() -> anyhow::Result<Self> {
-        let daemon = Daemon::with(DaemonOptions {
-            args: vec!["--allow-host-path".into(), "/".into()],
-            ..DaemonOptions::default()
-        })?;
+        let daemon = Daemon::with(DaemonOptions::allowing("/"))?;
         // On the disk that this program lies on: a tmpfs may lack what is tried.
         let host = tempfile::tempdir_in(std::env::current_exe()?.with_file_name(""))?;
         let this = Self { daemon, host };

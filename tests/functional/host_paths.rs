@@ -27,10 +27,7 @@ fn allowed() -> anyhow::Result<()> {
     fs::create_dir(&outside)?;
     symlink(&outside, inside.join("leaves"))?;
     let path = |name: &str| inside.join(name).display().to_string();
-    let daemon = Daemon::with(DaemonOptions {
-        args: vec!["--allow-host-path".into(), path("")],
-        ..DaemonOptions::default()
-    })?;
+    let daemon = Daemon::with(DaemonOptions::allowing(&inside))?;
     let out = outside.display().to_string();
     let not_allowed = ["spec.volumes[0].hostPath.path", "--allow-host-path"];
     for path in [out, path("leaves"), path("leaves/new"), "/".to_owned()] {
@@ -86,13 +83,7 @@ fn fs_group() -> anyhow::Result<()> {
     fs::create_dir_all(data.join("d"))?;
     fs::write(data.join("d/f"), "kept\n")?;
     fs::set_permissions(data.join("d/f"), fs::Permissions::from_mode(0o600))?;
-    let daemon = Daemon::with(DaemonOptions {
-        args: vec![
-            "--allow-host-path".into(),
-            host.path().display().to_string(),
-        ],
-        ..DaemonOptions::default()
-    })?;
+    let daemon = Daemon::with(DaemonOptions::allowing(&host))?;
     daemon
         .apply(&documents(&[volume("elsewhere", "/etc")]))?
         .refused(&["--allow-host-path"])?;

@@ -32,10 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A daemon whose pods may have any directory of the host.
 fn open_daemon() -> anyhow::Result<Daemon> {
-    Daemon::with(DaemonOptions {
-        args: vec!["--allow-host-path".into(), "/".into()],
-        ..DaemonOptions::default()
-    })
+    Daemon::with(DaemonOptions::allowing("/"))
 }
 
 /// A directory on the disk that this program lies on: a tmpfs may lack what is

@@ -54,6 +54,19 @@ impl Default for DaemonOptions {
     }
 }
 
+impl DaemonOptions {
+    /// Its pods may have what lies beneath that directory of the host.
+    pub fn allowing(dir: impl AsRef<Path>) -> Self {
+        Self {
+            args: vec![
+                "--allow-host-path".into(),
+                dir.as_ref().display().to_string(),
+            ],
+            ..Self::default()
+        }
+    }
+}
+
 /// A running `spherule serve` with directories of its own. Dropping it removes
 /// its pods and ends it.
 #[derive(Debug)]
