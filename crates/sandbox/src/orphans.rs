@@ -6,8 +6,9 @@ use crate::vmm;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ struct Found {
     dir: PathBuf,
 }
 
-/// All VMM processes of the host, whosever they are.
+/// The VMM processes whose directories lie where this process sees them, whosever
+/// they are.
 fn vmms() -> Vec<Found> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
@@ -31,13 +33,26 @@ fn vmms() -> Vec<Found> {
             if !is_vmm(&line) {
                 return None;
             }
-            let dir = fs::read_link(entry.path().join("cwd")).ok()?;
-            Some(Found {
-                pid,
-                dir: without_mark(dir),
-            })
+            let cwd = entry.path().join("cwd");
+            let dir = without_mark(fs::read_link(&cwd).ok()?);
+            is_at(&cwd.metadata().ok()?, &dir).then_some(Found { pid, dir })
         })
         .collect()
+}
+
+/// Whether a directory is the one at that path, or was before its removal. The path
+/// alone says nothing: it is that of the process's own mount namespace, where another
+/// daemon's directories may have the names of ours.
+fn is_at(dir: &Metadata, path: &Path) -> bool {
+    if dir.nlink() > 0 {
+        return path.metadata().is_ok_and(|at| is_same(dir, &at));
+    }
+    let left = path.ancestors().find_map(|above| above.metadata().ok());
+    left.is_some_and(|above| above.dev() == dir.dev())
+}
+
+fn is_same(a: &Metadata, b: &Metadata) -> bool {
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
 /// [`vmms`], on a thread that may wait: a process that hangs can hold up who
@@ -139,6 +154,55 @@ mod tests {
             without_mark("/run/x (deleted)".into()),
             PathBuf::from("/run/x")
         );
+    }
+
+    /// A process that is a VMM by its name, working in a directory; in a mount
+    /// namespace of its own with another file system there, if `elsewhere`.
+    fn vmm_in(dir: &Path, elsewhere: bool) -> std::process::Child {
+        let program = dir.join(vmm::PROGRAM);
+        let _ = std::os::unix::fs::symlink("/bin/sleep", &program);
+        let work = dir.join("run/pods/stray");
+        fs::create_dir_all(&work).unwrap();
+        let mount = if elsewhere {
+            "mount -t tmpfs none $1 && mkdir -p $1/pods/stray &&"
+        } else {
+            ""
+        };
+        let script = format!("{mount} cd $1/pods/stray && echo there && exec $2 100");
+        let mut command = std::process::Command::new("unshare");
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
+        let mut child = command
+            .args(["--mount", "sh", "-ec", &script, "sh"])
+            .args([&dir.join("run"), &program])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = [0; 6];
+        let stdout = child.stdout.as_mut().unwrap();
+        std::io::Read::read_exact(stdout, &mut said).unwrap();
+        child
+    }
+
+    #[tokio::test]
+    async fn vmm_of_no_record_is_ended_unless_it_is_another_namespaces() {
+        for (elsewhere, removed) in [(false, false), (false, true), (true, false), (true, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut vmm = vmm_in(dir.path(), elsewhere);
+            while !is_vmm(&fs::read(format!("/proc/{}/cmdline", vmm.id())).unwrap()) {}
+            if removed {
+                let seen = format!("/proc/{}/root", vmm.id());
+                let seen = format!("{seen}{}", dir.path().join("run/pods/stray").display());
+                fs::remove_dir(seen).unwrap();
+            }
+            let (root, run) = (dir.path().join("root"), dir.path().join("run"));
+            sweep(&root, &run, &BTreeSet::new(), Duration::from_secs(10)).await;
+            let lives = vmm.try_wait().unwrap().is_none();
+            vmm.kill().unwrap();
+            vmm.wait().unwrap();
+            assert_eq!(lives, elsewhere, "removed: {removed}");
+        }
     }
 
     #[tokio::test]
