@@ -51,8 +51,14 @@ fn probe() -> Machine {
         no_mounts: no_mounts(),
         no_network: no_network(),
         no_cgroups: no_cgroups(),
-        engine: if kvm_is_fast { "kvm" } else { "qemu" },
+        engine: wanted_engine().unwrap_or(if kvm_is_fast { "kvm" } else { "qemu" }),
     }
+}
+
+/// The engine that `cargo xtask test --engine` names.
+fn wanted_engine() -> Option<&'static str> {
+    let wanted = std::env::var_os("SPHERULE_ENGINE")?;
+    ["kvm", "qemu"].into_iter().find(|name| wanted == *name)
 }
 
 fn no_mounts() -> Option<String> {

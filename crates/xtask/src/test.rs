@@ -12,6 +12,10 @@ pub(crate) struct Args {
     /// Also what takes minutes or gigabytes; shown as ignored otherwise
     #[arg(long)]
     long: bool,
+    /// Run the black-box tests on this engine: kvm or qemu [default: kvm with hardware
+    /// virtualization, else qemu]
+    #[arg(long, value_parser = ["kvm", "qemu"])]
+    engine: Option<String>,
     /// Only tests whose name contains this
     filter: Option<String>,
 }
@@ -30,6 +34,10 @@ pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     if args.long {
         // `spherule_tests::short` reads it.
         test.env("SPHERULE_LONG", "1");
+    }
+    if let Some(engine) = &args.engine {
+        // `spherule_tests::machine` reads it.
+        test.env("SPHERULE_ENGINE", engine);
     }
     if let Some(filter) = &args.filter {
         test.args(["--", filter]);
