@@ -263,8 +263,8 @@ fn side_by_side() -> anyhow::Result<()> {
     for (number, mut client) in clients.into_iter().enumerate() {
         let heard = client.hear(|_| false)?;
         let said = String::from_utf8_lossy(&heard[&1]);
-        ensure!(said == format!("I am {number}"), "{number}: {said}");
         let status: Value = serde_json::from_slice(&heard[&3])?;
+        ensure!(said == format!("I am {number}"), "{said:?}, {status}");
         let code = &status["details"]["causes"][0]["message"];
         ensure!(
             if number == 0 {
