@@ -28,13 +28,18 @@ struct Containers {
 }
 
 impl Backend for Containers {
-    fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<Session, Failure>> {
+    fn exec(
+        &self,
+        request: ExecRequest,
+        size: Option<streaming_server::TerminalSize>,
+    ) -> BoxFuture<'static, Result<Session, Failure>> {
         let sandboxes = self.sandboxes.clone();
         async move {
             let spec = ExecSpec {
                 args: request.command,
                 terminal: request.streams.terminal,
                 stdin: request.streams.stdin,
+                size: size.map(in_characters),
                 ..ExecSpec::default()
             };
             let started = sandboxes.exec(&request.container, spec).await;
@@ -91,9 +96,7 @@ fn session(exec: ExecSession) -> Session {
             ready(Ok(match said {
                 Input::Stdin(bytes) => ExecInput::Stdin(bytes),
                 Input::StdinClosed => ExecInput::StdinClosed,
-                Input::Resize { columns, rows } => {
-                    ExecInput::Resize(TerminalSize { columns, rows })
-                }
+                Input::Resize(size) => ExecInput::Resize(in_characters(size)),
             }))
         });
     let output = ReceiverStream::new(exec.output).map(output);
@@ -101,6 +104,11 @@ fn session(exec: ExecSession) -> Session {
         input: Box::pin(input),
         output: output.boxed(),
     }
+}
+
+fn in_characters(size: streaming_server::TerminalSize) -> TerminalSize {
+    let streaming_server::TerminalSize { columns, rows } = size;
+    TerminalSize { columns, rows }
 }
 
 fn output(said: Result<ExecOutput, SandboxError>) -> Result<Output, Failure> {

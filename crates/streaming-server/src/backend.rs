@@ -10,8 +10,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 ///
 /// A future that is dropped leaves nothing; so does a session or connection.
 pub trait Backend: Send + Sync + 'static {
-    /// Runs a command in a container; returns when it runs.
-    fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<Session, Failure>>;
+    /// Runs a command in a container, its terminal of that size; returns when it runs.
+    fn exec(
+        &self,
+        request: ExecRequest,
+        size: Option<TerminalSize>,
+    ) -> BoxFuture<'static, Result<Session, Failure>>;
 
     /// Attaches to what a container runs.
     fn attach(&self, request: AttachRequest) -> BoxFuture<'static, Result<Session, Failure>>;
@@ -88,13 +92,17 @@ pub enum Input {
     Stdin(Vec<u8>),
     /// There is no more of it.
     StdinClosed,
-    /// The terminal's new size, in characters.
-    Resize {
-        /// Characters in a line.
-        columns: u16,
-        /// Lines.
-        rows: u16,
-    },
+    /// The terminal's new size.
+    Resize(TerminalSize),
+}
+
+/// A terminal's size in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Characters in a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
 }
 
 /// What comes from a session.

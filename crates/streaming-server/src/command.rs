@@ -1,13 +1,13 @@
 //! Exec and attach: a session of the back end on the streams of a client.
 
-use crate::backend::{self, Failure, Session};
-use crate::ending::Ending;
-use crate::resize::Resizes;
+use crate::backend::{self, AttachRequest, ExecRequest, Failure, Session, Streams};
+use crate::resize::ResizeStream;
+use crate::session::Place;
 use crate::status::{End, StatusForm};
 use crate::stream::{Input, Output};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use std::future::{Future, pending};
+use std::future::pending;
 
 /// The streams of a client that wants a session.
 pub(crate) struct ClientStreams {
@@ -19,25 +19,42 @@ pub(crate) struct ClientStreams {
     pub(crate) form: StatusForm,
 }
 
-/// What a session's end means to its client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ExitCodes {
-    /// A command's exit code is its result.
-    Told,
-    /// What was attached to ended, whatever its code.
-    Ignored,
+/// What a client asked for.
+pub(crate) enum Command {
+    Exec(ExecRequest),
+    Attach(AttachRequest),
+}
+
+impl Command {
+    pub(crate) fn streams(&self) -> Streams {
+        match self {
+            Self::Exec(request) => request.streams,
+            Self::Attach(request) => request.streams,
+        }
+    }
+
+    async fn start(self, resize: &mut ResizeStream, at: &Place) -> Result<Session, Failure> {
+        match self {
+            Self::Exec(request) => {
+                let size = resize.first(at.limits.terminal_size).await;
+                at.backend.exec(request, size).await
+            }
+            Self::Attach(request) => at.backend.attach(request).await,
+        }
+    }
 }
 
 /// Starts a session, serves it to its end or the server's and tells how it ended.
-pub(crate) async fn serve(
-    mut client: ClientStreams,
-    start: impl Future<Output = Result<Session, Failure>>,
-    codes: ExitCodes,
-    ending: &Ending,
-) {
+pub(crate) async fn serve(mut client: ClientStreams, command: Command, at: &Place) {
+    let attached = matches!(command, Command::Attach(_));
     let work = async {
-        match start.await {
-            Ok(session) => run(&mut client, session, codes).await,
+        let mut resize = ResizeStream::new(client.resize.take());
+        match command.start(&mut resize, at).await {
+            Ok(session) => match run(&mut client, resize, session).await {
+                // What was attached to ended, whatever its code.
+                End::Exit(_) if attached => End::Success,
+                end => end,
+            },
             Err(failure) => End::Failure(failure.0),
         }
     };
@@ -45,7 +62,7 @@ pub(crate) async fn serve(
         // A result that is there is told.
         biased;
         end = work => end,
-        reason = ending.reason() => End::Failure(reason),
+        reason = at.ending.reason() => End::Failure(reason),
     };
     let outputs = [client.stdout.take(), client.stderr.take()];
     for mut output in outputs.into_iter().flatten() {
@@ -56,47 +73,32 @@ pub(crate) async fn serve(
     client.error.finish().await;
 }
 
-async fn run(client: &mut ClientStreams, session: Session, codes: ExitCodes) -> End {
+async fn run(client: &mut ClientStreams, resize: ResizeStream, session: Session) -> End {
     let Session { input, output } = session;
-    let (stdin, resize) = (client.stdin.take(), client.resize.take());
-    let listen = async {
-        listen(stdin, resize, input).await;
-        // The session's end is its output's to tell.
-        pending().await
-    };
+    let stdin = client.stdin.take();
     let speak = speak(&mut client.stdout, &mut client.stderr, output);
-    let end = tokio::select! {
+    tokio::select! {
         end = speak => end,
-        end = listen => end,
-    };
-    match (end, codes) {
-        (End::Exit(_), ExitCodes::Ignored) => End::Success,
-        (end, _) => end,
+        // The session's end is its output's to tell.
+        () = listen(stdin, resize, input) => pending().await,
     }
 }
 
-/// Hands on what the client says, until it has nothing more to say.
-async fn listen(mut stdin: Option<Input>, mut resize: Option<Input>, mut session: backend::Inputs) {
-    let mut sizes = Resizes::default();
-    while stdin.is_some() || resize.is_some() {
-        tokio::select! {
-            read = next(&mut stdin) => {
-                let input = match read {
-                    Some(bytes) => backend::Input::Stdin(bytes.into()),
-                    None => backend::Input::StdinClosed,
-                };
-                if session.send(input).await.is_err() {
-                    return;
-                }
-            }
-            read = next(&mut resize) => {
-                for (columns, rows) in sizes.read(&read.unwrap_or_default()) {
-                    let input = backend::Input::Resize { columns, rows };
-                    if session.send(input).await.is_err() {
-                        return;
-                    }
-                }
-            }
+/// Hands on what the client says, as long as anybody listens.
+async fn listen(mut stdin: Option<Input>, mut resize: ResizeStream, mut session: backend::Inputs) {
+    loop {
+        let input = tokio::select! {
+            read = next(&mut stdin) => match read {
+                Some(bytes) => backend::Input::Stdin(bytes.into()),
+                None => backend::Input::StdinClosed,
+            },
+            told = resize.next() => match told {
+                Some(size) => backend::Input::Resize(size),
+                None => continue,
+            },
+        };
+        if session.send(input).await.is_err() {
+            return;
         }
     }
 }

@@ -30,7 +30,7 @@ mod tests;
 
 pub use backend::{
     AttachRequest, Backend, Connection, Ended, ExecRequest, Failure, Input, Inputs, Output,
-    Outputs, PortForwardRequest, Session, Streams,
+    Outputs, PortForwardRequest, Session, Streams, TerminalSize,
 };
 pub use limits::Limits;
 pub use server::{Config, StreamingServer};

@@ -15,6 +15,9 @@ pub struct Limits {
     pub request: Duration,
     /// How long a client may take to open the streams that its request needs.
     pub stream_creation: Duration,
+    /// How long a command that gets a terminal waits for its client to tell the size:
+    /// clients do so at once, but a program may look sooner.
+    pub terminal_size: Duration,
     /// How long a connection may say nothing either way.
     pub idle: Duration,
     /// How long a client may take to hear the last of it.
@@ -29,6 +32,7 @@ impl Default for Limits {
             token_life: Duration::from_secs(60),
             request: Duration::from_secs(10),
             stream_creation: Duration::from_secs(30),
+            terminal_size: Duration::from_millis(300),
             idle: Duration::from_secs(4 * 60 * 60),
             linger: Duration::from_secs(5),
         }

@@ -1,7 +1,7 @@
 //! A request of the back end joined with the connection of its client.
 
-use crate::backend::{Backend, Failure, PortForwardRequest, Session, Streams};
-use crate::command::{self, ClientStreams, ExitCodes};
+use crate::backend::{Backend, PortForwardRequest, Streams};
+use crate::command::{self, ClientStreams, Command};
 use crate::ending::Ending;
 use crate::forward::{self, Target};
 use crate::limits::Limits;
@@ -12,7 +12,6 @@ use crate::status::StatusForm;
 use crate::urls::Request;
 use crate::websocket::{self, Channels};
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use std::pin::pin;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -43,14 +42,6 @@ pub(crate) struct Agreed {
     pub(crate) protocol: Protocol,
 }
 
-/// An exec or attach, to be started when its streams are there.
-struct Command {
-    streams: Streams,
-    protocol: CommandProtocol,
-    codes: ExitCodes,
-    start: BoxFuture<'static, Result<Session, Failure>>,
-}
-
 /// Where sessions are served.
 #[derive(Clone)]
 pub(crate) struct Place {
@@ -72,22 +63,12 @@ impl Place {
         } = agreed;
         match (request, protocol) {
             (Request::Exec(request), Protocol::Command(protocol)) => {
-                let command = Command {
-                    streams: request.streams,
-                    protocol,
-                    codes: ExitCodes::Told,
-                    start: self.backend.exec(request),
-                };
-                self.command(command, transport, wire, peer).await;
+                let command = Command::Exec(request);
+                self.command(command, transport, protocol, wire, peer).await;
             }
             (Request::Attach(request), Protocol::Command(protocol)) => {
-                let command = Command {
-                    streams: request.streams,
-                    protocol,
-                    codes: ExitCodes::Ignored,
-                    start: self.backend.attach(request),
-                };
-                self.command(command, transport, wire, peer).await;
+                let command = Command::Attach(request);
+                self.command(command, transport, protocol, wire, peer).await;
             }
             (Request::PortForward(request), Protocol::Forward(protocol)) => {
                 self.forward(request, transport, protocol, wire, peer).await;
@@ -98,24 +79,23 @@ impl Place {
         }
     }
 
-    async fn command<S>(&self, command: Command, transport: Transport, wire: S, peer: &Peer)
-    where
+    async fn command<S>(
+        &self,
+        command: Command,
+        transport: Transport,
+        protocol: CommandProtocol,
+        wire: S,
+        peer: &Peer,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let Command {
-            streams,
-            protocol,
-            codes,
-            start,
-        } = command;
+        let streams = command.streams();
         match transport {
             Transport::Spdy => {
                 let work = async |new| {
                     let wait = self.limits.stream_creation;
                     match timeout(wait, collect(new, streams, protocol)).await {
-                        Ok(Some(client)) => {
-                            command::serve(client, start, codes, &self.ending).await;
-                        }
+                        Ok(Some(client)) => command::serve(client, command, self).await,
                         Ok(None) => {}
                         Err(_) => tracing::info!(?wait, "a client did not open its streams"),
                     }
@@ -127,7 +107,7 @@ impl Place {
                 let readable = [streams.stdin, false, false, false, true];
                 let work = async |channels| {
                     let client = take(channels, streams, protocol).await;
-                    command::serve(client, start, codes, &self.ending).await;
+                    command::serve(client, command, self).await;
                 };
                 let codec = protocol.codec();
                 websocket::serve(socket, codec, &readable, peer, &self.limits, work).await;

@@ -162,21 +162,42 @@ async fn much_goes_both_ways_unchanged_by_websocket() {
 }
 
 #[tokio::test]
-async fn terminal_is_resized() {
+async fn terminal_has_the_size_of_its_clients_from_the_start() {
     let fixture = Fixture::new().await;
     let size = br#"{"Width":132,"Height":50}"#;
+    let wider = br#"{"Width":133,"Height":50}"#;
     let url = fixture.exec_with("size", TERMINAL);
     let mut client = SpdyClient::connect(&url, V4).await;
     client
         .open_types(&["error", "stdin", "stdout", "resize"])
         .await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
     client.data(7, false, size).await;
-    assert_eq!(client.heard().await.text(5), "132x50");
+    client.data(7, false, wider).await;
+    let said = client.heard().await.text(5);
+    assert!(["132x50, 133x50", "133x50"].contains(&&*said), "{said}");
 
     let url = fixture.exec_with("size", TERMINAL);
     let mut client = WebSocketClient::connect(&url, V4).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
     client.say(4, size).await;
-    assert_eq!(client.heard().await.0[&1], b"132x50");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    client.say(4, wider).await;
+    assert_eq!(client.heard().await.0[&1], b"132x50, 133x50");
+}
+
+#[tokio::test]
+async fn terminal_of_a_client_that_tells_no_size_starts_without_one() {
+    let limits = Limits {
+        terminal_size: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let fixture = Fixture::with(limits).await;
+    let url = fixture.exec_with("size", TERMINAL);
+    let mut client = WebSocketClient::connect(&url, V4).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    client.say(4, br#"{"Width":132,"Height":50}"#).await;
+    assert_eq!(client.heard().await.0[&1], b"unknown, 132x50");
 }
 
 #[tokio::test]

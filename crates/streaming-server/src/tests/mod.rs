@@ -13,7 +13,7 @@ mod websocket_client;
 
 use crate::backend::{
     AttachRequest, Backend, Connection, Ended, ExecRequest, Failure, Input, Output,
-    PortForwardRequest, Session, Streams,
+    PortForwardRequest, Session, Streams, TerminalSize,
 };
 use crate::limits::Limits;
 use crate::server::{Config, StreamingServer};
@@ -176,8 +176,15 @@ impl Fake {
 }
 
 impl Backend for Fake {
-    fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<Session, Failure>> {
+    fn exec(
+        &self,
+        mut request: ExecRequest,
+        size: Option<TerminalSize>,
+    ) -> BoxFuture<'static, Result<Session, Failure>> {
         let this = self.clone();
+        if request.command == ["size"] {
+            request.command.push(in_words(size));
+        }
         async move {
             match request.command[0].as_str() {
                 "missing" => Err(Failure("no such program".to_owned())),
@@ -215,6 +222,12 @@ impl Backend for Fake {
     }
 }
 
+fn in_words(size: Option<TerminalSize>) -> String {
+    size.map_or("unknown".to_owned(), |size| {
+        format!("{}x{}", size.columns, size.rows)
+    })
+}
+
 /// What a command does.
 async fn program(
     command: Vec<String>,
@@ -249,10 +262,12 @@ async fn program(
                 say(Output::Stdout(piece.to_vec())).await;
             }
         }
+        // As told when it began, and the next.
         "size" => {
+            say(Output::Stdout(command[1].clone().into_bytes())).await;
             while let Some(input) = inputs.recv().await {
-                if let Input::Resize { columns, rows } = input {
-                    let text = format!("{columns}x{rows}");
+                if let Input::Resize(size) = input {
+                    let text = format!(", {}", in_words(Some(size)));
                     say(Output::Stdout(text.into_bytes())).await;
                     break;
                 }
