@@ -76,11 +76,14 @@ pub(crate) async fn serve(mut client: ClientStreams, command: Command, at: &Plac
 async fn run(client: &mut ClientStreams, resize: ResizeStream, session: Session) -> End {
     let Session { input, output } = session;
     let stdin = client.stdin.take();
-    let speak = speak(&mut client.stdout, &mut client.stderr, output);
-    tokio::select! {
-        end = speak => end,
+    let listen = async {
+        listen(stdin, resize, input).await;
         // The session's end is its output's to tell.
-        () = listen(stdin, resize, input) => pending().await,
+        pending().await
+    };
+    tokio::select! {
+        end = speak(&mut client.stdout, &mut client.stderr, output) => end,
+        end = listen => end,
     }
 }
 

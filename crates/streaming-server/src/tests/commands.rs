@@ -174,8 +174,7 @@ async fn terminal_has_the_size_of_its_clients_from_the_start() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     client.data(7, false, size).await;
     client.data(7, false, wider).await;
-    let said = client.heard().await.text(5);
-    assert!(["132x50, 133x50", "133x50"].contains(&&*said), "{said}");
+    assert_eq!(client.heard().await.text(5), "132x50, 133x50");
 
     let url = fixture.exec_with("size", TERMINAL);
     let mut client = WebSocketClient::connect(&url, V4).await;
@@ -184,6 +183,17 @@ async fn terminal_has_the_size_of_its_clients_from_the_start() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     client.say(4, wider).await;
     assert_eq!(client.heard().await.0[&1], b"132x50, 133x50");
+}
+
+#[tokio::test]
+async fn command_that_takes_no_input_any_more_is_heard_to_its_end() {
+    let fixture = Fixture::new().await;
+    let mut client = WebSocketClient::connect(&fixture.exec("deaf"), V4).await;
+    client.say(0, b"taken").await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    client.say(0, b"not taken").await;
+    let (heard, _) = client.heard().await;
+    assert_eq!(heard[&1], b"still here");
 }
 
 #[tokio::test]

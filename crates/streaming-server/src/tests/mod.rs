@@ -222,6 +222,12 @@ impl Backend for Fake {
     }
 }
 
+/// What comes within half a minute: a server that says nothing fails its test.
+async fn soon<T>(coming: impl Future<Output = T>) -> T {
+    let limit = Duration::from_secs(30);
+    tokio::time::timeout(limit, coming).await.unwrap()
+}
+
 fn in_words(size: Option<TerminalSize>) -> String {
     size.map_or("unknown".to_owned(), |size| {
         format!("{}x{}", size.columns, size.rows)
@@ -261,6 +267,13 @@ async fn program(
             for piece in bytes.chunks(60_000) {
                 say(Output::Stdout(piece.to_vec())).await;
             }
+        }
+        // Is told something, and takes no more.
+        "deaf" => {
+            inputs.recv().await;
+            drop(inputs);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            say(Output::Stdout(b"still here".to_vec())).await;
         }
         // As told when it began, and the next.
         "size" => {

@@ -1,5 +1,6 @@
 //! A SPDY client, byte by byte.
 
+use super::soon;
 use crate::spdy::{HeaderReader, HeaderWriter};
 use std::collections::HashMap;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -188,7 +189,7 @@ impl SpdyClient {
     /// Reads to the connection's end.
     pub(super) async fn heard(&mut self) -> Heard {
         let mut heard = Heard::default();
-        while let Some(frame) = self.frame().await {
+        while let Some(frame) = soon(self.frame()).await {
             match frame {
                 Frame::Data(stream, fin, bytes) => {
                     heard.data.entry(stream).or_default().extend(bytes);

@@ -1,5 +1,6 @@
 //! A WebSocket client: the handshake by hand, then the crate's other role.
 
+use super::soon;
 use super::spdy_client::ask;
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
@@ -68,7 +69,7 @@ impl<S: Stream<Item = Result<Message, Error>> + Unpin> WebSocketClient<S> {
     pub(super) async fn heard(&mut self) -> (HashMap<u8, Vec<u8>>, u16) {
         let mut heard: HashMap<u8, Vec<u8>> = HashMap::new();
         let mut code = 0;
-        while let Some(Ok(message)) = self.socket.next().await {
+        while let Some(Ok(message)) = soon(self.socket.next()).await {
             match message {
                 Message::Close(Some(frame)) => code = frame.code.into(),
                 message => {
