@@ -80,11 +80,7 @@ fn gone() -> anyhow::Result<()> {
     ensure!(line == "up\n", "{line:?}");
     child.kill()?;
     child.wait()?;
-    let script = "while ps | grep -q '[s]leep 4321'; do usleep 1000; done";
-    daemon
-        .cli(["exec", "gone", "--", "sh", "-c", script])?
-        .ok()?;
-    Ok(())
+    daemon.wait_for_end_of("gone", "sleep 4321")
 }
 
 fn attach() -> anyhow::Result<()> {
@@ -173,9 +169,7 @@ fn daemon_dies() -> anyhow::Result<()> {
     }
     daemon.restart()?;
     daemon.wait_for("stays", "running", runs)?;
-    let script = "while ps | grep -q '[s]leep 4321'; do usleep 1000; done; echo gone";
-    let ran = daemon.cli(["exec", "stays", "--", "sh", "-c", script])?;
-    ensure!(ran.ok()? == "gone\n");
+    daemon.wait_for_end_of("stays", "sleep 4321")?;
     let restarts = daemon.inspect("stays")?["containers"][0]["restartCount"].clone();
     ensure!(restarts.as_u64().unwrap_or(0) == 0, "{restarts}");
     Ok(())

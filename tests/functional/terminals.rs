@@ -155,11 +155,7 @@ fn terminal() -> anyhow::Result<()> {
     kill_process(shell.pid()?, Signal::TERM)?;
     shell.is_given_back("code 143")?;
     // And with us went what we ran.
-    let gone = "while ps | grep -q '[s]leep 4322'; do usleep 1000; done";
-    daemon
-        .cli(["exec", "terminal", "--", "sh", "-c", gone])?
-        .ok()?;
-    Ok(())
+    daemon.wait_for_end_of("terminal", "sleep 4322")
 }
 
 fn given_back() -> anyhow::Result<()> {
@@ -188,15 +184,13 @@ fn given_back() -> anyhow::Result<()> {
         ensure!(modes.contains(" -icanon "), "{modes}");
         Ok(shell)
     };
-    let gone = "while ps | grep -q '[s]leep 4324'; do usleep 1000; done";
-    let gone = ["exec", "raw", "--", "sh", "-c", gone];
     let mut shell = start()?;
     kill_process(shell.pid()?, Signal::HUP)?;
     shell.is_given_back("code 129")?;
-    daemon.cli(gone)?.ok()?;
+    daemon.wait_for_end_of("raw", "sleep 4324")?;
     // The terminal itself goes: nothing to give back, and nothing stays.
     drop(start()?);
-    daemon.cli(gone)?.ok()?;
+    daemon.wait_for_end_of("raw", "sleep 4324")?;
 
     // A daemon that is told to end, and one that just dies.
     let mut shell = start()?;

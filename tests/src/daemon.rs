@@ -193,6 +193,20 @@ impl Daemon {
         }
     }
 
+    /// Waits until no process of the pod's first container has these arguments.
+    pub fn wait_for_end_of(&self, pod: &str, args: &str) -> anyhow::Result<()> {
+        // Of a command that is to be killed at once.
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            let processes = self.cli(["exec", pod, "--", "ps", "-o", "args"])?.ok()?;
+            if !processes.contains(args) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "it lives on:\n{processes}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Everything known of a pod.
     pub fn inspect(&self, pod: &str) -> anyhow::Result<serde_json::Value> {
         Ok(self.cli(["inspect", pod])?.json()?[0].take())
