@@ -9,8 +9,8 @@ use tracing::warn;
 /// some programs close all that there could be.
 const DESCRIPTORS: u64 = 1 << 20;
 
-/// Lets the daemon have as many descriptors as it may: the usual 1024 are those of a
-/// few dozen pods with their sessions.
+/// Lets the daemon have as many descriptors as it may: a pod takes four of the usual
+/// 1024, each session and forwarded connection some more.
 pub(super) fn raise_descriptors() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = maximum.map_or(DESCRIPTORS, |maximum| maximum.min(DESCRIPTORS));
