@@ -213,7 +213,9 @@ fn full_at_the_end() -> anyhow::Result<()> {
     let start = Instant::now();
     // The VM's end is recorded first, then the pod's: the last room may do for one.
     let tries = ["could not be recorded; trying again", "task is held up"];
-    while !tries.iter().any(|told| daemon.log().contains(told)) {
+    let refused =
+        |line: &str| tries.iter().any(|told| line.contains(told)) && line.contains("No space left");
+    while !daemon.log().lines().any(refused) {
         ensure!(start.elapsed() < PATIENCE, "nobody tried to record it");
         std::thread::sleep(Duration::from_millis(100));
     }
