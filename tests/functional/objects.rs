@@ -139,7 +139,8 @@ fn updates() -> anyhow::Result<()> {
     let script = "echo ready; last=; while [ \"$last\" != end ]; do d=$(readlink /v/..data); \
         a=$(cat /v/$d/a 2>/dev/null) && b=$(cat /v/$d/b 2>/dev/null) || continue; \
         [ \"$a\" = \"$b\" ] || echo \"mixed $a $b\"; cat /v/a >/dev/null || echo missing; \
-        [ \"$a\" = \"$last\" ] || { last=$a; echo \"saw $a\"; }; done; cat /sub; echo; ls -a /v | wc -l";
+        [ \"$a\" = \"$last\" ] || { last=$a; echo \"saw $a\"; }; done; cat /sub; echo; \
+        while [ $(ls -a /v | wc -l) != 6 ]; do sleep 0.2; done; ls -a /v | wc -l";
     let mounts = json!({"volumeMounts": [{"name": "v", "mountPath": "/v"},
         {"name": "v", "mountPath": "/sub", "subPath": "a"}]});
     let c = container("c", script, mounts);
@@ -170,12 +171,13 @@ fn updates() -> anyhow::Result<()> {
     daemon.apply(&map("end"))?.ok()?;
     let pod = daemon.wait_for("updates", "over", |p| p["phase"] == "PHASE_SUCCEEDED")?;
     let out = daemon.cli(["logs", "updates"])?.ok()?;
+    // Nor was a file ever missing to who came through an older link.
     ensure!(
         !out.contains("mixed") && !out.contains("missing"),
         "{out} {pod}"
     );
-    // A file of its own stays as it was; and nothing is left of older contents:
-    // a, b, the link, what it leads to, the directory and the one above it.
+    // A file of its own stays as it was; and after a while nothing is left of older
+    // contents: a, b, the link, what it leads to, the directory and the one above it.
     ensure!(out.ends_with("saw end\nfirst\n6\n"), "{out}");
     daemon.wait_for("updates", "without volumes", |_| !dir.exists())?;
     Ok(())

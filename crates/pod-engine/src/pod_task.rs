@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Reason of a pod that could not be removed yet.
 pub(crate) const NOT_REMOVED: &str = "RemoveFailed";
@@ -46,8 +47,9 @@ pub(crate) fn spawn(inner: &Arc<Inner>, entry: &Arc<Entry>) {
 struct Heard {
     events: broadcast::Receiver<Event>,
     objects: watch::Receiver<u64>,
-    /// The pod's volumes may not show what their objects are.
-    stale: bool,
+    /// When the pod's volumes are to be looked at: they may not show what their
+    /// objects are, or still hold what was replaced.
+    refresh_at: Option<Instant>,
 }
 
 impl Heard {
@@ -74,7 +76,7 @@ impl Task {
             events: self.inner.sandboxes.subscribe(),
             objects: self.inner.objects.watch(),
             // The daemon before may have ended before it wrote them.
-            stale: true,
+            refresh_at: Some(Instant::now()),
         };
         let mut images = Prefetched::default();
         loop {
@@ -203,13 +205,15 @@ impl Task {
     /// Has volumes show what their objects are now. What cannot be written is
     /// tried again in another round.
     async fn refresh_volumes(&self, heard: &mut Heard) {
-        if !heard.stale {
+        if heard.refresh_at.is_none_or(|at| at > Instant::now()) {
             return;
         }
         let (inner, entry) = (Arc::clone(&self.inner), Arc::clone(&self.entry));
-        heard.stale = blocking(move || inner.refresh_volumes(&entry))
-            .await
-            .is_err();
+        heard.refresh_at = match blocking(move || inner.refresh_volumes(&entry)).await {
+            Ok(again) => again,
+            Err(_) => Some(RETRY),
+        }
+        .map(|after| Instant::now() + after);
     }
 
     /// Removes the volumes that the host holds.
@@ -370,7 +374,7 @@ impl Task {
         let Heard {
             events,
             objects,
-            stale,
+            refresh_at,
         } = heard;
         let ours = async {
             loop {
@@ -392,11 +396,19 @@ impl Task {
                 None => std::future::pending().await,
             }
         };
+        let due = *refresh_at;
+        let refresh = async {
+            match due {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = ours => {}
+            () = refresh => {}
             // Never an error: the sender is the engine's, which this task has.
             _ = objects.changed() => {
-                *stale = true;
+                *refresh_at = Some(Instant::now());
                 // What waits for an object may have it now.
                 let _ = self.update(|record| {
                     for slot in record.slots() {

@@ -9,6 +9,7 @@ use crate::record::Pod;
 use sandbox::PathVolume;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 impl PodEngine {
     /// Keeps the objects of a manifest, new ones and changed ones, all or none.
@@ -99,7 +100,7 @@ impl PodEngine {
         let applied = blocking(move || {
             let applied = inner.objects.apply(objects)?;
             for entry in inner.entries() {
-                // Its task tries again.
+                // Its task does it again, whatever came of this.
                 let _ = inner.refresh_volumes(&entry);
             }
             Ok(applied)
@@ -111,9 +112,9 @@ impl PodEngine {
 }
 
 impl Inner {
-    /// Brings a pod's volumes in line with their objects, if they are mounted.
-    /// Blocks.
-    pub(crate) fn refresh_volumes(&self, entry: &Entry) -> Result<(), EngineError> {
+    /// Brings a pod's volumes in line with their objects, if they are mounted. Says
+    /// after which time, if any, it is to be done again. Blocks.
+    pub(crate) fn refresh_volumes(&self, entry: &Entry) -> Result<Option<Duration>, EngineError> {
         let _one = entry.volumes.lock().unwrap_or_else(PoisonError::into_inner);
         let pod = entry.pod();
         let refreshed = self.volumes.refresh(&entry.facts(&pod), &self.objects);

@@ -6,8 +6,10 @@
 //! ..2026_11_23_01_02_03.000/key           the files
 //! ```
 //!
-//! Nothing in it is ever changed but for the links. Whoever ends in the middle of a
-//! write leaves what the next one sweeps away.
+//! Nothing in it is ever changed but for the links. What was replaced stays for
+//! [`GRACE`]: who came through the link before it was renamed finds the file behind it.
+//! (The kubelet removes it at once; its users meet a file that is not there.) Whoever
+//! ends in the middle of a write leaves what a later one sweeps away.
 
 use super::payload::{File, Payload};
 use std::collections::BTreeSet;
@@ -15,18 +17,22 @@ use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 const DATA: &str = "..data";
 const NEW_DATA: &str = "..data_tmp";
+/// How long older contents stay: far longer than it takes to follow a path, also in a
+/// guest that has to ask for each part of it and waits for a processor meanwhile.
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// Permission bits of directories, and of those that belong to a group.
 const DIR_MODE: u32 = 0o755;
 const GROUP_DIR_MODE: u32 = 0o2755;
 /// What a group can always do with files that belong to it.
 const GROUP_READS: u32 = 0o440;
 
-/// Brings `dir` to hold `payload`, all of it belonging to `group`.
-pub(super) fn write(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<()> {
+/// Brings `dir` to hold `payload`, all of it belonging to `group`. Says whether older
+/// contents are there, too: another call sweeps them away once [`GRACE`] has passed.
+pub(super) fn write(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<bool> {
     let payload = &with_group(payload, group);
     make_dir(dir, group)?;
     let old = fs::read_link(dir.join(DATA)).ok();
@@ -41,6 +47,9 @@ pub(super) fn write(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Re
         match fs::remove_file(dir.join(NEW_DATA)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
+        }
+        if let Some(old) = old {
+            replaced_now(&dir.join(old))?;
         }
         symlink(&name, dir.join(NEW_DATA))?;
         fs::rename(dir.join(NEW_DATA), dir.join(DATA))?;
@@ -115,8 +124,18 @@ fn read(dir: &Path) -> io::Result<Payload> {
     Ok(payload)
 }
 
-/// Makes the links that are missing, and removes all that is of older contents.
-fn sweep(dir: &Path, payload: &Payload) -> io::Result<()> {
+/// Notes in older contents when they were replaced.
+fn replaced_now(dir: &Path) -> io::Result<()> {
+    match fs::File::open(dir) {
+        Ok(dir) => dir.set_modified(SystemTime::now()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the links that are missing, and removes what is of older contents and
+/// nobody's any more. Says whether some of it is left.
+fn sweep(dir: &Path, payload: &Payload) -> io::Result<bool> {
     let top = |path: &String| path.split('/').next().unwrap_or_default().to_owned();
     let links: BTreeSet<String> = payload.keys().map(top).collect();
     for name in &links {
@@ -126,6 +145,7 @@ fn sweep(dir: &Path, payload: &Payload) -> io::Result<()> {
         }
     }
     let current = fs::read_link(dir.join(DATA))?;
+    let mut left = false;
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
@@ -135,13 +155,22 @@ fn sweep(dir: &Path, payload: &Payload) -> io::Result<()> {
         if known {
             continue;
         }
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        } else {
+        let meta = entry.metadata()?;
+        if !meta.is_dir() {
             fs::remove_file(entry.path())?;
+        } else if is_recent(meta.modified()?) {
+            left = true;
+        } else {
+            fs::remove_dir_all(entry.path())?;
         }
     }
-    Ok(())
+    Ok(left)
+}
+
+/// Whether [`GRACE`] has yet to pass since then. A time to come is of a clock that was
+/// put back.
+fn is_recent(then: SystemTime) -> bool {
+    then.elapsed().is_ok_and(|age| age < GRACE)
 }
 
 /// The time as the kubelet writes it into the name, to the nanosecond.
@@ -184,6 +213,18 @@ mod tests {
         fs::read_dir(dir).unwrap().count() - names(dir).len()
     }
 
+    /// Has all that is there be as old as if the grace had passed.
+    fn age(dir: &Path) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                let then = SystemTime::now() - GRACE;
+                let dir = fs::File::open(entry.path()).unwrap();
+                dir.set_modified(then).unwrap();
+            }
+        }
+    }
+
     #[test]
     fn contents_are_swapped_and_what_is_gone_goes() {
         let dir = tempfile::tempdir().unwrap();
@@ -196,12 +237,34 @@ mod tests {
         let before = fs::read_link(dir.join(DATA)).unwrap();
         write(dir, &payload(&[("a", "1"), ("d/e", "2")]), None).unwrap();
         assert_eq!(fs::read_link(dir.join(DATA)).unwrap(), before);
-        write(dir, &payload(&[("a", "3"), ("b", "4")]), None).unwrap();
+        let changed = payload(&[("a", "3"), ("b", "4")]);
+        assert!(write(dir, &changed, None).unwrap());
         assert_eq!(names(dir), ["..data", "a", "b"]);
         assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "3");
+        age(dir);
+        assert!(!write(dir, &changed, None).unwrap());
         assert_eq!(generations(dir), 1);
         write(dir, &Payload::new(), None).unwrap();
         assert_eq!(names(dir), ["..data"]);
+    }
+
+    #[test]
+    fn what_was_replaced_stays_for_who_is_on_the_way_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        write(dir, &payload(&[("a", "1")]), None).unwrap();
+        let on_the_way = dir.join(fs::read_link(dir.join(DATA)).unwrap());
+        // Made long ago, replaced just now.
+        age(dir);
+        for text in ["2", "3"] {
+            assert!(write(dir, &payload(&[("a", text)]), None).unwrap());
+            assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), text);
+        }
+        assert_eq!(fs::read_to_string(on_the_way.join("a")).unwrap(), "1");
+        assert_eq!(generations(dir), 3);
+        age(dir);
+        assert!(!write(dir, &payload(&[("a", "3")]), None).unwrap());
+        assert_eq!(generations(dir), 1);
     }
 
     #[test]
@@ -213,12 +276,14 @@ mod tests {
         fs::create_dir(dir.join("..2000_01_01_00_00_00.0")).unwrap();
         fs::write(dir.join("..2000_01_01_00_00_00.0/a"), "half").unwrap();
         symlink("..2000_01_01_00_00_00.0", dir.join(NEW_DATA)).unwrap();
+        age(dir);
         write(dir, &payload(&[("a", "1")]), None).unwrap();
         assert_eq!(names(dir), ["..data", "a"]);
         assert_eq!(generations(dir), 1);
         // After it: a link is missing, the old directory is there.
         fs::remove_file(dir.join("a")).unwrap();
         fs::create_dir(dir.join("..2000_01_01_00_00_00.0")).unwrap();
+        age(dir);
         write(dir, &payload(&[("a", "1")]), None).unwrap();
         assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "1");
         assert_eq!(generations(dir), 1);

@@ -17,6 +17,7 @@ use rustix::fs::FileType;
 use sandbox::{BlockVolumeSpec, DiskPath, FileSystem, IoLimits, PathVolume, ShownAs};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Why a volume cannot be mounted yet.
 #[derive(Debug, thiserror::Error)]
@@ -176,15 +177,16 @@ impl Volumes {
         Ok(None)
     }
 
-    /// Writes the files of a volume that is made of objects.
+    /// Writes the files of a volume that is made of objects. Says whether older ones
+    /// are there, too.
     fn write(
         &self,
         volume: &Volume,
         facts: &Facts<'_>,
         objects: &Objects,
-    ) -> Result<(), NotMounted> {
+    ) -> Result<bool, NotMounted> {
         let Some(payload) = payload::payload(volume, facts, objects) else {
-            return Ok(());
+            return Ok(false);
         };
         let dir = self.pod_dir(&facts.pod.id).join(&volume.name);
         let group = fs_group(&facts.manifest.spec.security_context);
@@ -192,14 +194,20 @@ impl Volumes {
     }
 
     /// Brings volumes that are mounted in line with their objects. Where an object
-    /// is gone, what was there stays.
-    pub(crate) fn refresh(&self, facts: &Facts<'_>, objects: &Objects) -> Result<(), Failed> {
+    /// is gone, what was there stays. Says after which time, if any, this is to be
+    /// called again to have what was replaced swept away.
+    pub(crate) fn refresh(
+        &self,
+        facts: &Facts<'_>,
+        objects: &Objects,
+    ) -> Result<Option<Duration>, Failed> {
+        let mut has_older = false;
         if !self.pod_dir(&facts.pod.id).exists() {
-            return Ok(());
+            return Ok(None);
         }
         for volume in &facts.manifest.spec.volumes {
             match self.write(volume, facts, objects) {
-                Ok(()) => {}
+                Ok(older) => has_older |= older,
                 Err(error @ NotMounted::Files { .. }) => {
                     return Err(Failed::new(&volume.name, error));
                 }
@@ -208,7 +216,7 @@ impl Volumes {
                 }
             }
         }
-        Ok(())
+        Ok(has_older.then_some(atomic_dir::GRACE))
     }
 
     /// Removes the volumes that were made for a pod.
