@@ -9,10 +9,17 @@ use spherule_tests::manifest::one;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 pub(crate) const TESTS: &[Test] = &[
     ("command_has_our_input_output_and_exit_code", exec),
     ("caller_that_goes_away_ends_its_command", gone),
+    (
+        "caller_whose_input_nobody_takes_ends_its_command_too",
+        gone_while_input_waits,
+    ),
     (
         "attached_session_shows_output_and_ends_with_its_container",
         attach,
@@ -81,6 +88,36 @@ fn gone() -> anyhow::Result<()> {
     child.kill()?;
     child.wait()?;
     daemon.wait_for_end_of("gone", "sleep 4321")
+}
+
+/// The end of the connection is behind more input than all buffers on the way hold.
+fn gone_while_input_waits() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    pod("stuffed", "sleep 100000")?;
+    let mut child = daemon
+        .command(["exec", "-i", "stuffed", "--", "sleep", "4322"])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let mut stdin = child.stdin.take().context("stdin")?;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&sent);
+    let writer = std::thread::spawn(move || {
+        // Fails once the caller is gone.
+        while stdin.write_all(&[0; 4096]).is_ok() {
+            counted.fetch_add(4096, Ordering::Relaxed);
+        }
+    });
+    let mut before = usize::MAX;
+    while before != sent.load(Ordering::Relaxed) || before < 1 << 19 {
+        before = sent.load(Ordering::Relaxed);
+        ensure!(before < 64 << 20, "{before} bytes wait somewhere");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    child.kill()?;
+    child.wait()?;
+    let ended = writer.join();
+    ensure!(ended.is_ok(), "the writer died");
+    daemon.wait_for_end_of("stuffed", "sleep 4322")
 }
 
 fn attach() -> anyhow::Result<()> {
@@ -231,7 +268,7 @@ fn is_served(address: &str) -> anyhow::Result<()> {
     let mut text = md5()?;
     for _ in 0..600 {
         if text.is_empty() {
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(100));
             text = md5()?;
         }
     }

@@ -30,6 +30,9 @@ pub(super) enum Wait {
     Nothing,
     /// The guest's answer to a request.
     Response,
+    /// Room in the guest for what a client said that is gone: until then the guest
+    /// does not hear of its end.
+    Room,
     /// The guest's reset, after it was told that the client is gone.
     Reset,
 }
@@ -103,6 +106,8 @@ impl Endpoint {
             Wait::Response
         } else if self.connection.is_lingering() {
             Wait::Reset
+        } else if self.hung_up && self.connection.wants_data() && self.connection.credit() == 0 {
+            Wait::Room
         } else {
             Wait::Nothing
         }

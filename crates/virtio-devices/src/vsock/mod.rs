@@ -8,6 +8,8 @@
 //!   a word, and the client tries again when it likes. Before the guest's driver
 //!   is there, and only then, a client waits: without limit, until the driver
 //!   comes or the client goes.
+//! * What a client said that went away is delivered before its end is told; a guest
+//!   that takes none of it for ten seconds gets a reset instead.
 //! * A guest that connects to CID 2, port N, reaches the unix socket
 //!   `<socket path>_N`; where nobody listens it is refused.
 //!

@@ -51,7 +51,8 @@ pub(super) struct Limits {
     pub(super) first_line: Duration,
     /// For the guest to answer a request.
     pub(super) response: Duration,
-    /// For the guest to reset a connection whose client is gone.
+    /// For a guest that is full to take more from a client that is gone, and then to
+    /// reset the connection.
     pub(super) reset: Duration,
 }
 
@@ -364,7 +365,7 @@ impl Muxer {
             let time = match wait {
                 Wait::Nothing => return,
                 Wait::Response => self.limits.response,
-                Wait::Reset => self.limits.reset,
+                Wait::Room | Wait::Reset => self.limits.reset,
             };
             let deadline = Instant::now() + time;
             link.deadline = Some(deadline);

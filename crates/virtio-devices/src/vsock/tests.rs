@@ -427,6 +427,33 @@ fn a_guest_that_never_answers_a_closed_client_is_reset() {
 }
 
 #[test]
+fn a_guest_that_takes_nothing_more_from_a_closed_client_is_reset() {
+    let limits = Limits {
+        reset: Duration::from_millis(20),
+        ..Limits::default()
+    };
+    let mut guest = Guest::with_limits(16, limits);
+    let (mut client, socket) = connected(&mut guest);
+    let room = socket.room as usize;
+    client.write_all(&pattern(8, room + 1)).expect("write");
+    drop(client);
+    let mut got = 0;
+    loop {
+        let (header, data) = guest.receive();
+        got += data.len();
+        // While there is something to say, nobody is told of the end.
+        assert_ne!((header.op, header.flags), (op::SHUTDOWN, SHUTDOWN_BOTH));
+        if header.op == op::RST {
+            break;
+        }
+    }
+    assert_eq!(got, room);
+    client = guest.client();
+    client.write_all(b"CONNECT 1024\n").expect("write");
+    guest.expect(op::REQUEST);
+}
+
+#[test]
 fn a_guest_that_never_answers_a_request_is_reset_and_the_client_closed() {
     let limits = Limits {
         response: Duration::from_millis(20),
