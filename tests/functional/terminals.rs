@@ -173,8 +173,8 @@ fn given_back() -> anyhow::Result<()> {
         "echo u''p; sleep 4324",
     ];
     let asleep = words(&daemon, &asleep);
-    let start = || -> anyhow::Result<Terminal> {
-        let script = format!("tty; {NAMED} {asleep}; echo code $?; stty -a; echo bye");
+    let start_with = |first: &str| -> anyhow::Result<Terminal> {
+        let script = format!("tty; {first} {NAMED} {asleep}; echo code $?; stty -a; echo bye");
         let mut shell = Terminal::new(&script)?;
         shell.until("up\r\n")?;
         let modes = Command::new("stty")
@@ -184,13 +184,17 @@ fn given_back() -> anyhow::Result<()> {
         ensure!(modes.contains(" -icanon "), "{modes}");
         Ok(shell)
     };
+    let start = || start_with("");
     let mut shell = start()?;
     kill_process(shell.pid()?, Signal::HUP)?;
     shell.is_given_back("code 129")?;
     daemon.wait_for_end_of("raw", "sleep 4324")?;
     // The terminal itself goes: nothing to give back, and nothing stays.
-    drop(start()?);
-    daemon.wait_for_end_of("raw", "sleep 4324")?;
+    // Also where nobody is told so, as below nohup.
+    for first in ["", "trap '' HUP;"] {
+        drop(start_with(first)?);
+        daemon.wait_for_end_of("raw", "sleep 4324")?;
+    }
 
     // A daemon that is told to end, and one that just dies.
     let mut shell = start()?;

@@ -3,7 +3,7 @@
 
 use super::client::{Daemon, refused};
 use super::terminal::{self, Came, Raw, Signals};
-use anyhow::bail;
+use anyhow::{Context, bail};
 use pod_api::v1::session_input::Kind as In;
 use pod_api::v1::session_output::Kind as Out;
 use pod_api::v1::{
@@ -23,6 +23,8 @@ const PIECE: usize = 16 << 10;
 const BACKLOG: usize = 4;
 /// What ends an attached session on a terminal, as in docker: ^P ^Q.
 const DETACH: [u8; 2] = [0x10, 0x11];
+/// Our exit code once our terminal has gone: as if SIGHUP had ended us.
+const HUNG_UP: u8 = 128 + 1;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExecArgs {
@@ -146,7 +148,16 @@ impl Streams {
             number = pass_signals(&input, signals) => {
                 Ok(ExitCode::from(u8::try_from(128 + number).unwrap_or(255)))
             }
+            gone = gone(raw.as_ref()) => gone.map(|()| ExitCode::from(HUNG_UP)),
         }
+    }
+}
+
+/// Waits until our terminal has gone, if we have one.
+async fn gone(raw: Option<&Raw>) -> anyhow::Result<()> {
+    match raw {
+        Some(raw) => raw.gone().await.context("cannot watch the terminal"),
+        None => std::future::pending().await,
     }
 }
 

@@ -2,12 +2,15 @@
 //! was on every way out.
 
 use pod_api::v1::TerminalSize;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic;
 use std::sync::{Mutex, Once, PoisonError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 /// The terminal in raw mode, and what it was before.
 static CHANGED: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
@@ -38,6 +41,26 @@ impl Raw {
         tcsetattr(terminal, OptionalActions::Now, &raw)?;
         Ok(Some(Self(())))
     }
+
+    /// Waits until our terminal, which is our standard input, has gone. SIGHUP does not
+    /// tell of it where we are not the terminal's, or where whoever started us ignores
+    /// that signal (nohup).
+    pub(crate) async fn gone(&self) -> io::Result<()> {
+        gone(io::stdin().as_fd().try_clone_to_owned()?).await;
+        Ok(())
+    }
+}
+
+/// Waits by a thread of its own, which must not hold up our end.
+async fn gone(terminal: OwnedFd) {
+    let (told, gone) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let _told = told;
+        // What is always told: that it has gone, not that something was typed.
+        let mut terminal = [PollFd::new(&terminal, PollFlags::empty())];
+        while poll(&mut terminal, None) == Err(Errno::INTR) {}
+    });
+    let _ = gone.await;
 }
 
 impl Drop for Raw {
@@ -125,13 +148,37 @@ mod tests {
     use super::*;
     use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
     use rustix::termios::LocalModes;
+    use std::time::Duration;
 
-    #[test]
-    fn terminal_is_given_back_by_a_drop_and_by_a_panic() {
+    /// What shows a terminal, and the terminal.
+    fn terminal() -> (OwnedFd, OwnedFd) {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
         let shown = openpt(flags).unwrap();
         unlockpt(&shown).unwrap();
         let terminal = ioctl_tiocgptpeer(&shown, flags).unwrap();
+        (shown, terminal)
+    }
+
+    #[tokio::test]
+    async fn terminal_that_goes_is_noticed_and_typing_is_not_its_end() {
+        let (shown, terminal) = terminal();
+        let mut raw = tcgetattr(&terminal).unwrap();
+        raw.make_raw();
+        tcsetattr(&terminal, OptionalActions::Now, &raw).unwrap();
+        let mut gone = std::pin::pin!(gone(terminal.try_clone().unwrap()));
+        for _ in 0..2 {
+            // ^D ends no input that is raw.
+            rustix::io::write(&shown, b"x\x04").unwrap();
+            let told = tokio::time::timeout(Duration::from_millis(50), &mut gone).await;
+            assert!(told.is_err());
+        }
+        drop(shown);
+        gone.await;
+    }
+
+    #[test]
+    fn terminal_is_given_back_by_a_drop_and_by_a_panic() {
+        let (_shown, terminal) = terminal();
         let is_raw = || {
             let modes = tcgetattr(&terminal).unwrap().local_modes;
             !modes.intersects(LocalModes::ICANON | LocalModes::ECHO)
