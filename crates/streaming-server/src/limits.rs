@@ -20,6 +20,10 @@ pub struct Limits {
     pub terminal_size: Duration,
     /// How long a connection may say nothing either way.
     pub idle: Duration,
+    /// How often a client that cannot be read, as nobody takes what it says, is sent
+    /// something that means nothing: one that is not there any more may tell by
+    /// nothing else.
+    pub nudge: Duration,
     /// How long a client may take to hear the last of it.
     pub linger: Duration,
 }
@@ -34,6 +38,7 @@ impl Default for Limits {
             stream_creation: Duration::from_secs(30),
             terminal_size: Duration::from_millis(300),
             idle: Duration::from_secs(4 * 60 * 60),
+            nudge: Duration::from_secs(10),
             linger: Duration::from_secs(5),
         }
     }

@@ -33,10 +33,18 @@ impl Peer {
     }
 
     /// Returns when the peer has closed its end. For those who cannot read, because
-    /// nobody takes what is read: to a reader the end comes after the data.
-    pub(crate) async fn gone(&self) {
+    /// nobody takes what is read: to a reader the end comes after the data. Where the
+    /// peer's kernel has more of these than it can send, it keeps the end back, too;
+    /// but spoken to, for which `nudge` is called after each `pause`, it answers with a
+    /// reset that nobody is there (RFC 1122, 4.2.2.13).
+    pub(crate) async fn gone(&self, pause: Duration, nudge: impl Fn()) {
+        let mut next = Instant::now() + pause;
         while !self.has_closed() {
-            sleep(LOOK).await;
+            sleep(LOOK.min(pause)).await;
+            if next <= Instant::now() {
+                nudge();
+                next += pause;
+            }
         }
     }
 
@@ -81,7 +89,7 @@ mod tests {
         theirs.write_all(b"unread").unwrap();
         assert!(!peer.has_closed());
         drop(theirs);
-        peer.gone().await;
+        peer.gone(LOOK, || {}).await;
     }
 
     #[tokio::test(start_paused = true)]

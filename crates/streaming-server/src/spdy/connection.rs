@@ -60,7 +60,8 @@ pub(crate) async fn serve<F: Future<Output = ()>>(
     let mut writer = pin!(writer::write(write_half, queued, &streams, peer));
     let goodbye = {
         let streams = Arc::clone(&streams);
-        let mut reader = Reader::new(&mut read_half, streams, queue.clone(), opened, peer);
+        let (queue, nudge) = (queue.clone(), limits.nudge);
+        let mut reader = Reader::new(&mut read_half, streams, queue, opened, peer, nudge);
         let mut work = pin!(work(new_streams));
         tokio::select! {
             end = reader.run() => match end {

@@ -243,6 +243,11 @@ pub(crate) fn go_away(last_stream: u32, how: Goodbye) -> Vec<u8> {
     numbers(GOAWAY, last_stream, how as u32)
 }
 
+/// SETTINGS with no entries.
+pub(crate) fn no_settings() -> Vec<u8> {
+    control(SETTINGS, &[&0u32.to_be_bytes()])
+}
+
 pub(crate) fn ping(id: u32) -> Vec<u8> {
     control(PING, &[&id.to_be_bytes()])
 }

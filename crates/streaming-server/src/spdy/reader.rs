@@ -10,6 +10,7 @@ use crate::stream::{PIECE, connection_room, input};
 use bytes::BytesMut;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -40,6 +41,7 @@ pub(super) struct Reader<'a, R> {
     pub(super) queue: Queue,
     pub(super) opened: mpsc::Sender<NewStream>,
     pub(super) peer: &'a Peer,
+    pub(super) nudge: Duration,
 }
 
 impl<'a, R: AsyncRead + Unpin> Reader<'a, R> {
@@ -49,6 +51,7 @@ impl<'a, R: AsyncRead + Unpin> Reader<'a, R> {
         queue: Queue,
         opened: mpsc::Sender<NewStream>,
         peer: &'a Peer,
+        nudge: Duration,
     ) -> Self {
         Self {
             wire,
@@ -59,6 +62,7 @@ impl<'a, R: AsyncRead + Unpin> Reader<'a, R> {
             queue,
             opened,
             peer,
+            nudge,
         }
     }
 
@@ -119,11 +123,13 @@ impl<'a, R: AsyncRead + Unpin> Reader<'a, R> {
             rest -= piece;
             self.peer.moved();
             if let Some(input) = &target {
+                // A full queue speaks to the client as well.
+                let nudge = || drop(self.queue.try_send(Frame::Nothing));
                 tokio::select! {
                     biased;
                     () = input.send(bytes) => {}
                     // Nobody reads the connection while this waits.
-                    () = self.peer.gone() => return Err(ReadEnd::Closed),
+                    () = self.peer.gone(self.nudge, nudge) => return Err(ReadEnd::Closed),
                 }
             }
         }

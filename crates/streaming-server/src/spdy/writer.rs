@@ -2,7 +2,7 @@
 //! one task, and the outputs of streams that fill it.
 
 use super::frame::{
-    Goodbye, HEAD, Reset, data_head, go_away, rst_stream, syn_reply, window_update,
+    Goodbye, HEAD, Reset, data_head, go_away, no_settings, rst_stream, syn_reply, window_update,
 };
 use super::headers::HeaderWriter;
 use super::streams::Streams;
@@ -27,6 +27,9 @@ pub(super) enum Frame {
     /// The reply to a SYN_STREAM: compressed as it is written.
     Reply(u32),
     Data([u8; HEAD], Bytes),
+    /// A SETTINGS frame without a setting, to which nobody answers: a PING makes the
+    /// client write, which may be what it waits for, and then it reads no more either.
+    Nothing,
     /// GOAWAY; nothing comes after it.
     Last(Goodbye),
 }
@@ -62,6 +65,12 @@ pub(super) async fn write(
             }
             Some(Frame::Data(head, body)) => {
                 wire.write_all_buf(&mut head.as_slice().chain(body)).await?;
+            }
+            Some(Frame::Nothing) => {
+                wire.write_all(&no_settings()).await?;
+                wire.flush().await?;
+                // The connection is as idle as it was.
+                continue;
             }
             Some(Frame::Last(how)) => {
                 wire.write_all(&go_away(streams.last(), how)).await?;

@@ -6,6 +6,7 @@ use super::{Fixture, pattern};
 use crate::limits::Limits;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 const V4: &str = "v4.channel.k8s.io";
 const TYPES: [&str; 4] = ["error", "stdin", "stdout", "stderr"];
@@ -49,9 +50,20 @@ async fn with_a_goodbye() {
     fixture.backend.lives(0).await;
 }
 
+/// Takes all that has come: who leaves something unread ends with a reset, and not
+/// with an end that has to wait.
+fn read_all(socket: &TcpStream) {
+    let mut bytes = [0; 4096];
+    while socket.try_read(&mut bytes).is_ok_and(|read| read > 0) {}
+}
+
 #[tokio::test]
 async fn behind_input_that_the_command_does_not_read() {
-    let fixture = Fixture::new().await;
+    let limits = Limits {
+        nudge: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let fixture = Fixture::with(limits).await;
     let mut client = SpdyClient::connect(&fixture.exec("sleep"), V4).await;
     client.open_types(&TYPES).await;
     fixture.backend.lives(1).await;
@@ -60,6 +72,7 @@ async fn behind_input_that_the_command_does_not_read() {
     let write = client.data(3, false, &flood);
     let stalled = tokio::time::timeout(Duration::from_millis(500), write).await;
     assert!(stalled.is_err());
+    read_all(&client.socket);
     drop(client);
     fixture.backend.lives(0).await;
 
@@ -72,6 +85,7 @@ async fn behind_input_that_the_command_does_not_read() {
     };
     let stalled = tokio::time::timeout(Duration::from_millis(500), flood).await;
     assert!(stalled.is_err());
+    read_all(client.socket.get_ref());
     drop(client);
     fixture.backend.lives(0).await;
 }

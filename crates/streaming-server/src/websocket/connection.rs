@@ -125,10 +125,14 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin, F: Future<Output = 
         queue: queue.clone(),
     };
     let mut writer = pin!(write(sink, queued, peer));
+    // An unasked pong is answered by nobody (RFC 6455, 5.5.3). A full queue speaks to
+    // the client as well.
+    let nudge = || drop(queue.try_send(Message::Pong(Bytes::new())));
+    let gone = || peer.gone(limits.nudge, nudge);
     let close = {
         let mut work = pin!(work(channels));
         tokio::select! {
-            end = read(&mut messages, codec, senders, peer) => {
+            end = read(&mut messages, codec, senders, peer, gone) => {
                 tracing::debug!(%end, "WebSocket connection ended");
                 let Some(close) = end.close() else { return };
                 close
@@ -156,19 +160,22 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     peer: &Peer,
 ) {
     while let Some(message) = queue.recv().await {
-        let last = message.is_close();
+        let (last, is_nudge) = (message.is_close(), message.is_pong());
         if sink.send(message).await.is_err() || last {
             return;
         }
-        peer.moved();
+        if !is_nudge {
+            peer.moved();
+        }
     }
 }
 
-async fn read<S: AsyncRead + AsyncWrite + Unpin>(
+async fn read<S: AsyncRead + AsyncWrite + Unpin, F: Future<Output = ()>>(
     messages: &mut SplitStream<WebSocketStream<S>>,
     codec: Codec,
     mut channels: Vec<Option<InputSender>>,
     peer: &Peer,
+    gone: impl Fn() -> F,
 ) -> ReadEnd {
     let count = u8::try_from(channels.len()).unwrap_or(u8::MAX);
     loop {
@@ -192,7 +199,7 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(
                     biased;
                     () = input.send(bytes) => {}
                     // Nobody reads the connection while this waits.
-                    () = peer.gone() => return ReadEnd::Closed,
+                    () = gone() => return ReadEnd::Closed,
                 }
             }
             Ok(Said::Close(channel)) => channels[usize::from(channel)] = None,
