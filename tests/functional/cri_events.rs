@@ -1,19 +1,36 @@
 //! The CRI: events, none lost and none doubled.
 
-use crate::Test;
+use crate::{Test, shared};
 use anyhow::{Context, ensure};
 use cri_api::v1::{self, ContainerEventType};
 use spherule_tests::Daemon;
 use spherule_tests::cri::{Cri, container_config, sandbox_config};
 use tonic::Streaming;
 
-pub(crate) const TESTS: &[Test] = &[("events_go_on_across_a_restart_of_the_daemon", restart)];
+pub(crate) const TESTS: &[Test] = &[
+    ("events_go_on_across_a_restart_of_the_daemon", restart),
+    ("connection_carries_more_calls_than_a_node_has_pods", many),
+];
 
 type Events = Streaming<v1::ContainerEventResponse>;
 
 fn subscribe(cri: &Cri) -> anyhow::Result<Events> {
     let request = v1::GetEventsRequest {};
     Ok(cri.wait(cri.runtime.clone().get_container_events(request))?)
+}
+
+/// A kubelet has one connection for all: what waits must not hold up the rest.
+fn many() -> anyhow::Result<()> {
+    let cri = Cri::connect(&*shared::daemon()?)?;
+    let waiting: Vec<Events> = (0..500)
+        .map(|_| subscribe(&cri))
+        .collect::<Result<_, _>>()?;
+    let version = v1::VersionRequest {
+        version: "v1".to_owned(),
+    };
+    cri.wait(cri.runtime.clone().version(version))?;
+    drop(waiting);
+    Ok(())
 }
 
 /// The next event: of what, and which. Its statuses must be those of the pod.

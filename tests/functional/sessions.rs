@@ -8,7 +8,7 @@ use spherule_tests::Daemon;
 use spherule_tests::manifest::one;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("input_reaches_a_container_that_has_stdin", input),
     ("local_port_is_a_pods", port_forward),
+    ("forwarded_connection_stalls_no_other", stalled_ports),
     ("local_port_may_be_another_than_the_pods", other_port),
     (
         "daemon_that_dies_ends_sessions_and_no_container",
@@ -230,6 +231,40 @@ pub(crate) fn ports_of(daemon: &Daemon, pod: &str) -> anyhow::Result<()> {
     result
 }
 
+/// Neither full ones nor many.
+fn stalled_ports() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    let script = "nc -ll -p 9 -e sleep 100000 & exec nc -ll -p 7 -e md5sum";
+    pod("stalled-ports", script)?;
+    let mut child = daemon
+        .command(["port-forward", "stalled-ports", ":9", ":7"])
+        .args(["--address", "127.0.0.1"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let result = (|| {
+        let [full, open] = addresses(&mut child)?;
+        is_served(&open)?;
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            let mut stream = TcpStream::connect(&full)?;
+            stream.set_write_timeout(Some(Duration::from_secs(1)))?;
+            let mut sent = 0;
+            while stream.write_all(&[0; 1 << 16]).is_ok() {
+                sent += 1 << 16;
+                ensure!(sent < 64 << 20, "{sent} bytes wait somewhere");
+            }
+            held.push(stream);
+        }
+        for _ in 0..250 {
+            held.push(TcpStream::connect(&full)?);
+        }
+        is_served(&open)
+    })();
+    child.kill()?;
+    child.wait()?;
+    result
+}
+
 fn other_port() -> anyhow::Result<()> {
     let daemon = shared::daemon()?;
     pod("other-port", "nc -ll -p 80 -e md5sum")?;
@@ -279,7 +314,8 @@ fn is_served(address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn forwarded(child: &mut std::process::Child) -> anyhow::Result<()> {
+/// Where two ports are, as `spherule port-forward` tells it.
+fn addresses(child: &mut Child) -> anyhow::Result<[String; 2]> {
     let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
     let mut address = || -> anyhow::Result<String> {
         let line = lines.next().context("a line")??;
@@ -288,7 +324,11 @@ fn forwarded(child: &mut std::process::Child) -> anyhow::Result<()> {
             .context(line.clone())?;
         Ok(rest.split(' ').next().unwrap_or_default().to_owned())
     };
-    let (open, closed) = (address()?, address()?);
+    Ok([address()?, address()?])
+}
+
+fn forwarded(child: &mut Child) -> anyhow::Result<()> {
+    let [open, closed] = addresses(child)?;
     is_served(&open)?;
     let mut refused = TcpStream::connect(&closed)?;
     let mut nothing = Vec::new();

@@ -1,6 +1,7 @@
 //! `spherule`: the node's daemon (`serve`) and the command line that talks to it.
 
 mod cli;
+mod descriptors;
 mod serve;
 
 use clap::Parser;

@@ -15,6 +15,7 @@ mod streaming;
 pub(crate) use network::CniDirs;
 
 use crate::cli::EngineArg;
+use crate::descriptors;
 use anyhow::Context;
 use futures_util::FutureExt;
 use image_store::{ImageStore, Reference};
@@ -122,7 +123,7 @@ pub(crate) fn run(run: PathBuf, args: Args) -> anyhow::Result<()> {
                 .from_env_lossy(),
         )
         .init();
-    process::raise_descriptors();
+    descriptors::raise();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
@@ -203,7 +204,7 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     let end = ended().boxed().shared();
     let streaming = streaming::listen(streaming_config, &sandboxes).await?;
     let cri = cri::services(&sandboxes, &images, &state, streaming.urls(), cri_config);
-    let own = tonic::transport::Server::builder()
+    let own = socket::server()
         .add_service(pod_api::v1::pod_service_server::PodServiceServer::new(
             Pods::new(pods, sandboxes, facts, end.clone()),
         ))

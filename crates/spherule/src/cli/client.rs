@@ -4,7 +4,7 @@ use anyhow::{Context, anyhow};
 use hyper_util::rt::TokioIo;
 use pod_api::v1::image_service_client::ImageServiceClient;
 use pod_api::v1::pod_service_client::PodServiceClient;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
@@ -15,6 +15,7 @@ const MAX_MESSAGE: usize = 64 << 20;
 pub(crate) struct Daemon {
     pub(crate) pods: PodServiceClient<Channel>,
     pub(crate) images: ImageServiceClient<Channel>,
+    run: PathBuf,
 }
 
 impl Daemon {
@@ -41,7 +42,14 @@ impl Daemon {
         Ok(Self {
             pods: PodServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+            run: run.to_owned(),
         })
+    }
+
+    /// A connection of its own, for a call that may stall: what waits for it counts
+    /// against all calls of its connection.
+    pub(crate) async fn another(&self) -> anyhow::Result<Self> {
+        Self::connect(&self.run).await
     }
 }
 

@@ -2,24 +2,28 @@
 
 use super::client::{Daemon, refused};
 use super::output;
-use anyhow::{Context, bail};
-use pod_api::v1::pod_service_client::PodServiceClient;
+use crate::descriptors;
+use anyhow::bail;
 use pod_api::v1::port_forward_request::Kind as Up;
 use pod_api::v1::port_forward_response::Kind as Down;
 use pod_api::v1::{GetPodRequest, PortForwardRequest, PortForwardStart};
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 
 /// Most bytes in a message.
 const PIECE: usize = 64 << 10;
 /// Messages that wait for a slow daemon.
 const BACKLOG: usize = 4;
+/// Before a listener that failed is tried again.
+const REST: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -57,12 +61,14 @@ impl FromStr for Ports {
     }
 }
 
-/// Listens until it is ended, or one of its listeners fails.
+/// Listens until it is ended.
 pub(crate) async fn run(mut daemon: Daemon, args: Args) -> anyhow::Result<()> {
+    descriptors::raise();
     let request = GetPodRequest {
         pod: args.pod.clone(),
     };
     let pod = daemon.pods.get_pod(request).await.map_err(refused)?;
+    let daemon = Arc::new(daemon);
     // By id from here on: another pod may get the name.
     let pod = pod.into_inner().pod.unwrap_or_default().id;
     let mut listeners = JoinSet::new();
@@ -77,8 +83,8 @@ pub(crate) async fn run(mut daemon: Daemon, args: Args) -> anyhow::Result<()> {
                     // The same one for every address.
                     local = address.port();
                     output::print(format!("Forwarding from {address} -> {}", ports.pod))?;
-                    let (pods, pod) = (daemon.pods.clone(), pod.clone());
-                    listeners.spawn(accept(listener, pods, pod, ports.pod));
+                    let (daemon, pod) = (Arc::clone(&daemon), pod.clone());
+                    listeners.spawn(accept(listener, daemon, pod, ports.pod));
                     any = true;
                 }
                 Err(error) => {
@@ -97,35 +103,33 @@ pub(crate) async fn run(mut daemon: Daemon, args: Args) -> anyhow::Result<()> {
         }
     }
     match listeners.join_next().await {
-        Some(ended) => ended?,
+        Some(ended) => match ended? {},
         None => bail!("nothing to listen on"),
     }
 }
 
 /// Each connection is the pod's own; one that fails is told of and that is all.
-async fn accept(
-    listener: TcpListener,
-    pods: PodServiceClient<Channel>,
-    pod: String,
-    port: u16,
-) -> anyhow::Result<()> {
+async fn accept(listener: TcpListener, daemon: Arc<Daemon>, pod: String, port: u16) -> Infallible {
     loop {
-        let (stream, from) = listener.accept().await.context("accepting a connection")?;
-        let (pods, pod) = (pods.clone(), pod.clone());
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            // No descriptor is left, as a rule: connections that end give some back.
+            Err(error) => {
+                eprintln!("cannot accept a connection to port {port}: {error}");
+                tokio::time::sleep(REST).await;
+                continue;
+            }
+        };
+        let (daemon, pod) = (Arc::clone(&daemon), pod.clone());
         tokio::spawn(async move {
-            if let Err(error) = forward(stream, pods, pod, port).await {
+            if let Err(error) = forward(stream, &daemon, pod, port).await {
                 eprintln!("connection from {from} to port {port}: {error:#}");
             }
         });
     }
 }
 
-async fn forward(
-    stream: TcpStream,
-    mut pods: PodServiceClient<Channel>,
-    pod: String,
-    port: u16,
-) -> anyhow::Result<()> {
+async fn forward(stream: TcpStream, daemon: &Daemon, pod: String, port: u16) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let (sender, requests) = mpsc::channel(BACKLOG);
     let message = |kind| PortForwardRequest { kind: Some(kind) };
@@ -134,7 +138,12 @@ async fn forward(
         port: port.into(),
     };
     sender.send(message(Up::Start(start))).await?;
-    let answers = pods.port_forward(ReceiverStream::new(requests)).await;
+    // One that stalls is to stall no other.
+    let mut daemon = daemon.another().await?;
+    let answers = daemon
+        .pods
+        .port_forward(ReceiverStream::new(requests))
+        .await;
     let mut answers = answers.map_err(refused)?.into_inner();
     let (mut reader, mut writer) = stream.into_split();
     let up = async move {

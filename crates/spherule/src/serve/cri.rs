@@ -1,6 +1,6 @@
 //! The Kubernetes CRI's socket, with both of its services.
 
-use super::{Args, engine::Engines};
+use super::{Args, engine::Engines, socket};
 use cri_api::v1::image_service_server::ImageServiceServer;
 use cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use cri_server::{Config, Deadlines, ImageServer, RuntimeServer};
@@ -36,7 +36,7 @@ pub(crate) fn services(
     let pods_dir = sandboxes.config().root.join("pods");
     let image_server = ImageServer::new(images.clone(), config.clone(), pods_dir);
     let runtime = RuntimeServer::new(sandboxes.clone(), images.clone(), state, streams, config);
-    tonic::transport::Server::builder()
+    socket::server()
         .layer(Deadlines)
         .add_service(RuntimeServiceServer::new(runtime).max_decoding_message_size(MAX_REQUEST))
         .add_service(ImageServiceServer::new(image_server).max_decoding_message_size(MAX_REQUEST))

@@ -1,9 +1,27 @@
 //! The services' unix sockets: only root and the daemon's own user reach them.
+//! A connection's calls do not hold each other up, however many wait or stall.
 
 use anyhow::{Context, bail};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
+use tonic::transport::Server;
+
+/// Calls at once on one connection: a kubelet has one for all its pods, and calls that
+/// wait for a container's end.
+const CALLS: u32 = 4096;
+/// Most bytes in HTTP/2's windows (RFC 9113, 6.9.1): of a connection, so that only its
+/// calls' own bind, and of a call.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+const CALL_WINDOW: u32 = 256 << 10;
+
+/// A gRPC server for one of the sockets.
+pub(crate) fn server() -> Server {
+    Server::builder()
+        .max_concurrent_streams(CALLS)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(CALL_WINDOW)
+}
 
 /// The path in an address as the kubelet writes it, `unix:///run/x.sock`, or in a
 /// plain one.
