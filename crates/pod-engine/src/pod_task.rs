@@ -171,7 +171,10 @@ impl Task {
                 container_task::start(self, slot, &id, images).await
             }
             Next::Wait(until) => {
-                self.wait(until, record.sandbox_id.as_deref(), heard).await;
+                // Without a VM nobody sees them.
+                let refresh_at = heard.refresh_at.filter(|_| ready);
+                let sandbox = record.sandbox_id.as_deref();
+                self.wait(until, refresh_at, sandbox, heard).await;
                 Ok(())
             }
         }
@@ -369,13 +372,15 @@ impl Task {
         }
     }
 
-    /// Waits for an event of the sandbox, or a time.
-    async fn wait(&self, until_ns: Option<i64>, sandbox: Option<&str>, heard: &mut Heard) {
-        let Heard {
-            events,
-            objects,
-            refresh_at,
-        } = heard;
+    /// Waits for an event of the sandbox, a changed object, or one of two times.
+    async fn wait(
+        &self,
+        until_ns: Option<i64>,
+        refresh_at: Option<Instant>,
+        sandbox: Option<&str>,
+        heard: &mut Heard,
+    ) {
+        let (events, objects) = (&mut heard.events, &mut heard.objects);
         let ours = async {
             loop {
                 match events.recv().await {
@@ -396,9 +401,8 @@ impl Task {
                 None => std::future::pending().await,
             }
         };
-        let due = *refresh_at;
         let refresh = async {
-            match due {
+            match refresh_at {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
@@ -408,7 +412,7 @@ impl Task {
             () = refresh => {}
             // Never an error: the sender is the engine's, which this task has.
             _ = objects.changed() => {
-                *refresh_at = Some(Instant::now());
+                heard.refresh_at = Some(Instant::now());
                 // What waits for an object may have it now.
                 let _ = self.update(|record| {
                     for slot in record.slots() {
