@@ -11,7 +11,10 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Far longer than a connection may take that nobody has any more.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) const TESTS: &[Test] = &[
     ("command_has_our_input_output_and_exit_code", exec),
@@ -262,7 +265,21 @@ fn stalled_ports() -> anyhow::Result<()> {
     })();
     child.kill()?;
     child.wait()?;
-    result
+    result?;
+    // Nor does one outlive its client because the pod does not read it.
+    let netstat = || {
+        daemon
+            .cli(["exec", "stalled-ports", "--", "sh", "-c", "netstat -tn"])?
+            .ok()
+    };
+    let start = Instant::now();
+    let mut open = netstat()?;
+    while open.contains("ESTABLISHED") {
+        ensure!(start.elapsed() < PATIENCE, "{open}");
+        std::thread::sleep(Duration::from_millis(200));
+        open = netstat()?;
+    }
+    Ok(())
 }
 
 fn other_port() -> anyhow::Result<()> {

@@ -149,7 +149,7 @@ impl Server {
         } else {
             limit
         };
-        let timeout = self.execs.limit(timeout);
+        let timeout = self.forwards.limit(self.execs.limit(timeout));
         let wakeups = match self.poller.wait(timeout) {
             Err(Errno::INTR) => Vec::new(),
             other => other?,

@@ -6,12 +6,12 @@ use super::Progress;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Pieces copied before other connections get their turn.
 const TURNS: usize = 16;
-/// How long a pod that reads nothing may keep what a host that is gone has sent,
-/// in milliseconds.
-const STALLED_MS: u32 = 10_000;
+/// How long a pod that reads nothing may keep what a host that is gone has sent.
+const STALLED: Duration = Duration::from_secs(10);
 
 /// One way.
 #[derive(Debug)]
@@ -43,6 +43,10 @@ pub(super) struct Copying {
     target: OwnedFd,
     up: Way,
     down: Way,
+    /// The host will say no more, also where what it has said is not all read.
+    host_ended: bool,
+    /// When the pod must have read something; nobody waits for it any more.
+    deadline: Option<Instant>,
 }
 
 impl Copying {
@@ -53,6 +57,8 @@ impl Copying {
             target,
             up: Way::new(came),
             down: Way::new(Vec::new()),
+            host_ended: false,
+            deadline: None,
         }
     }
 
@@ -64,13 +70,26 @@ impl Copying {
         self.target.as_fd()
     }
 
+    /// The host says nothing more.
+    pub(super) fn host_ended(&mut self) {
+        self.host_ended = true;
+    }
+
     /// The host takes nothing more.
     pub(super) fn host_hung_up(&mut self) {
         if self.down.state != State::Over {
             self.down.give_up();
-            // Nobody waits for the pod any more, so it has not for ever.
-            let _ = sockopt::set_tcp_user_timeout(&self.target, STALLED_MS);
+            self.deadline = Some(Instant::now() + STALLED);
         }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Has the pod's connection end by a reset: it has not got all.
+    pub(super) fn abort(&self) {
+        let _ = sockopt::set_socket_linger(&self.target, Some(Duration::ZERO));
     }
 
     /// Copies as much as goes without blocking.
@@ -101,8 +120,11 @@ impl Copying {
             }
             true
         });
+        if up && let Some(deadline) = &mut self.deadline {
+            *deadline = Instant::now() + STALLED;
+        }
         // A host that has ended its way may be gone altogether: only sending tells.
-        if self.up.state != State::Open
+        if (self.host_ended || self.up.state != State::Open)
             && self.down.state == State::Open
             && send(&self.host, &[], SendFlags::NOSIGNAL).is_err_and(|e| e != Errno::AGAIN)
         {
@@ -295,6 +317,32 @@ mod tests {
         pod.read_to_string(&mut text).unwrap();
         assert_eq!(text, "early ");
         copier.join().unwrap();
+    }
+
+    #[test]
+    fn a_pod_that_reads_nothing_of_a_host_that_is_gone_is_reset() {
+        let (mut host, mut copying, mut pod) = connection();
+        host.set_nonblocking(true).unwrap();
+        let mut scratch = vec![0; CHUNK];
+        let mut is_full = || host.write(&[7; 4096]).is_err();
+        while !is_full() || copying.advance(&mut scratch) == Progress::Again || !is_full() {}
+        assert_eq!(copying.deadline(), None);
+        // Its end is behind what the pod does not read.
+        host.shutdown(std::net::Shutdown::Both).unwrap();
+        assert_eq!(copying.advance(&mut scratch), Progress::Wait);
+        assert_eq!(copying.deadline(), None);
+        copying.host_ended();
+        assert_eq!(copying.advance(&mut scratch), Progress::Wait);
+        let deadline = copying.deadline().unwrap();
+        // Who reads has more time.
+        pod.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        while copying.deadline() == Some(deadline) {
+            copying.advance(&mut scratch);
+        }
+        copying.abort();
+        drop(copying);
+        let error = pod.read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
 
     #[test]

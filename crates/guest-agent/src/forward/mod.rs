@@ -16,7 +16,9 @@ use crate::error::AgentError;
 use copy::Copying;
 use dial::{Dial, Dialed};
 use guest_api::proto::{PortForward, PortForwardOpened};
+use rustix::event::epoll::EventFlags;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 /// One of a connection's descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +79,30 @@ impl Forward {
         }
     }
 
-    /// The host has closed both directions.
-    pub(crate) fn host_hung_up(&mut self) {
-        if let Some(Phase::Copying(copying)) = &mut self.phase {
+    /// What epoll says of the host's end that is no data.
+    pub(crate) fn host_event(&mut self, flags: EventFlags) {
+        let Some(Phase::Copying(copying)) = &mut self.phase else {
+            return;
+        };
+        if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
             copying.host_hung_up();
+        } else if flags.contains(EventFlags::RDHUP) {
+            copying.host_ended();
+        }
+    }
+
+    /// When [`Self::on_deadline`] is to be called.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self.phase.as_ref()? {
+            Phase::Copying(copying) => copying.deadline(),
+            _ => None,
+        }
+    }
+
+    /// The deadline is over: so is this, by a reset.
+    pub(crate) fn on_deadline(&self) {
+        if let Some(Phase::Copying(copying)) = &self.phase {
+            copying.abort();
         }
     }
 

@@ -5,7 +5,8 @@ use crate::connection::{ConnectionError, Framed};
 use crate::forward::{End, Forward, Progress};
 use crate::log;
 use rustix::event::epoll::EventFlags;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 /// All that can be heard of a descriptor, each change once.
 const EDGES: EventFlags = EventFlags::IN
@@ -20,6 +21,8 @@ pub(super) struct Forwards {
     next: u64,
     /// Those that had to give way before they were done.
     unfinished: Vec<u64>,
+    /// Those that have a deadline.
+    dying: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -37,6 +40,16 @@ impl Forwards {
 
     pub(super) fn is_busy(&self) -> bool {
         !self.unfinished.is_empty()
+    }
+
+    /// `timeout`, or less where something is due before.
+    pub(super) fn limit(&self, timeout: Option<Duration>) -> Option<Duration> {
+        let dying = self.dying.iter().filter_map(|id| self.open.get(id));
+        let Some(next) = dying.filter_map(|open| open.forward.deadline()).min() else {
+            return timeout;
+        };
+        let left = next.saturating_duration_since(Instant::now());
+        Some(timeout.map_or(left, |timeout| timeout.min(left)))
     }
 }
 
@@ -57,8 +70,8 @@ impl Server {
         let Some(open) = self.forwards.open.get_mut(&id) else {
             return;
         };
-        if end == End::Host && flags.intersects(EventFlags::HUP | EventFlags::ERR) {
-            open.forward.host_hung_up();
+        if end == End::Host {
+            open.forward.host_event(flags);
         }
         self.drive_forward(id);
     }
@@ -67,12 +80,32 @@ impl Server {
         for id in std::mem::take(&mut self.forwards.unfinished) {
             self.drive_forward(id);
         }
+        let now = Instant::now();
+        for id in std::mem::take(&mut self.forwards.dying) {
+            let Some(open) = self.forwards.open.get(&id) else {
+                continue;
+            };
+            if open
+                .forward
+                .deadline()
+                .is_some_and(|deadline| deadline <= now)
+            {
+                open.forward.on_deadline();
+                self.end_forward(id, None);
+            } else {
+                self.forwards.dying.insert(id);
+            }
+        }
     }
 
     fn drive_forward(&mut self, id: u64) {
         while let Some(open) = self.forwards.open.get_mut(&id) {
             match open.forward.advance(&mut self.scratch) {
-                Ok(Progress::Wait) => {}
+                Ok(Progress::Wait) => {
+                    if open.forward.deadline().is_some() {
+                        self.forwards.dying.insert(id);
+                    }
+                }
                 Ok(Progress::Again) => self.forwards.unfinished.push(id),
                 Ok(Progress::NewTarget) => {
                     if let Err(e) = self.watch_forward(id) {
