@@ -8,7 +8,9 @@ use serde_json::Value;
 use spherule_tests::Daemon;
 use spherule_tests::cri::{Cri, container_config, refused, sandbox_config};
 use spherule_tests::websocket::connect;
+use std::io::Write;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tonic::Code;
 
@@ -20,6 +22,10 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("client_that_vanishes_takes_its_command_along", vanish),
     ("port_is_forwarded", forward),
+    (
+        "forwarded_port_that_is_not_read_stalls_no_other",
+        stalled_port,
+    ),
     ("many_commands_run_side_by_side", side_by_side),
     ("output_of_exec_sync_is_bounded_and_says_so", bounded),
     ("commands_end_with_their_container", container_ends),
@@ -102,12 +108,32 @@ impl Running {
 
     /// A URL to a port of it.
     pub(crate) fn forward(&self, port: i32) -> Result<String, tonic::Status> {
+        self.forward_all(vec![port])
+    }
+
+    /// A URL to several.
+    fn forward_all(&self, port: Vec<i32>) -> Result<String, tonic::Status> {
+        let pod_sandbox_id = self.sandbox.clone();
         let request = v1::PortForwardRequest {
-            pod_sandbox_id: self.sandbox.clone(),
-            port: vec![port],
+            pod_sandbox_id,
+            port,
         };
         let mut call = self.cri.runtime.clone();
         Ok(self.cri.wait(call.port_forward(request))?.url)
+    }
+
+    /// Waits until it listens on all these ports.
+    pub(crate) fn listens(&self, ports: &[u16]) -> anyhow::Result<()> {
+        let start = Instant::now();
+        let mut listening = String::new();
+        while !ports
+            .iter()
+            .all(|port| listening.contains(&format!(":{port} ")))
+        {
+            ensure!(start.elapsed() < PATIENCE, "nothing listens: {listening}");
+            listening = self.output("sleep 0.1; netstat -ltn")?;
+        }
+        Ok(())
     }
 
     /// The log of its container `c`.
@@ -224,11 +250,7 @@ fn vanish() -> anyhow::Result<()> {
 fn forward() -> anyhow::Result<()> {
     let server = "exec nc -ll -p 8080 -e cat";
     let pod = Running::new("streaming-forward", server)?;
-    let start = Instant::now();
-    while !pod.output("netstat -ltn")?.contains(":8080 ") {
-        ensure!(start.elapsed() < PATIENCE, "the server does not listen");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    pod.listens(&[8080])?;
     let protocol = "v4.channel.k8s.io";
     let mut client = connect(&pod.forward(8080)?, protocol)?.map_err(anyhow::Error::msg)?;
     client.say(0, b"ping")?;
@@ -242,6 +264,47 @@ fn forward() -> anyhow::Result<()> {
     let told = String::from_utf8_lossy(&heard[&1][2..]).into_owned();
     ensure!(told.contains("8081"), "{told}");
     refused(pod.forward(0), Code::InvalidArgument, &["port"])
+}
+
+fn stalled_port() -> anyhow::Result<()> {
+    const COUNT: usize = 30;
+    // One server reads once it is told to.
+    let script = "nc -ll -p 9 -e sh -c \
+        'until test -e /tmp/read; do sleep 0.1; done; head -c 30000000 | md5sum' & \
+        exec nc -ll -p 7 -e cat";
+    let pod = Running::new("streaming-stalled-port", script)?;
+    pod.listens(&[7, 9])?;
+    let url = pod.forward_all(vec![9, 7])?;
+    let mut client = connect(&url, "v4.channel.k8s.io")?.map_err(anyhow::Error::msg)?;
+    // More than all queues on the way to the pod have room for.
+    let piece: Vec<u8> = (0..1_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    for _ in 0..COUNT {
+        client.say(0, &piece)?;
+    }
+    client.say(2, b"ping")?;
+    let heard = client.hear(|heard| heard.get(&2).is_some_and(|said| said.len() >= 6))?;
+    ensure!(heard[&2] == b"\x07\0ping", "{heard:?}");
+    ensure!(heard[&0] == b"\x09\0", "{heard:?}");
+    pod.output("touch /tmp/read")?;
+    let heard = client.hear(|heard| heard.get(&0).is_some_and(|said| said.len() >= 32))?;
+    ensure!(heard[&0].starts_with(&md5(&piece, COUNT)?), "{heard:?}");
+    Ok(())
+}
+
+/// What `md5sum` says first of so many times these bytes.
+pub(crate) fn md5(bytes: &[u8], times: usize) -> anyhow::Result<Vec<u8>> {
+    let mut md5sum = Command::new("md5sum")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut stdin = md5sum.stdin.take().context("stdin")?;
+    for _ in 0..times {
+        stdin.write_all(bytes)?;
+    }
+    drop(stdin);
+    let mut said = md5sum.wait_with_output()?.stdout;
+    said.truncate(32);
+    Ok(said)
 }
 
 /// Commands at once.

@@ -1,6 +1,6 @@
 //! Streams that take minutes or gigabytes.
 
-use crate::streaming::{PATIENCE, Running, V5, held};
+use crate::streaming::{PATIENCE, Running, V5, held, md5};
 use crate::{Test, shared};
 use anyhow::{Context, ensure};
 use spherule_tests::cri::container_config;
@@ -91,8 +91,7 @@ fn thousands() -> anyhow::Result<()> {
 fn gibibyte() -> anyhow::Result<()> {
     let server = "exec nc -ll -p 8080 -e sh -c 'head -c 1073741824 | md5sum'";
     let pod = Running::new("streaming-gibibyte", server)?;
-    let listens = "while ! netstat -ltn | grep -q :8080; do usleep 10000; done";
-    pod.output(listens)?;
+    pod.listens(&[8080])?;
     let mut client =
         connect(&pod.forward(8080)?, "v4.channel.k8s.io")?.map_err(anyhow::Error::msg)?;
     let piece: Vec<u8> = (0..1u32 << 20)
@@ -104,17 +103,7 @@ fn gibibyte() -> anyhow::Result<()> {
     }
     let heard = client.hear(|heard| heard.get(&0).is_some_and(|said| said.len() >= 34))?;
     eprintln!("1 GiB through one forwarded port in {:?}", start.elapsed());
-    let mut md5 = std::process::Command::new("md5sum")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()?;
-    let mut stdin = md5.stdin.take().context("stdin")?;
-    for _ in 0..1024 {
-        std::io::Write::write_all(&mut stdin, &piece)?;
-    }
-    drop(stdin);
-    let ours = md5.wait_with_output()?.stdout;
-    ensure!(heard[&0][2..34] == ours[..32], "{heard:?}");
+    ensure!(heard[&0][2..34] == md5(&piece, 1024)?, "{heard:?}");
     Ok(())
 }
 

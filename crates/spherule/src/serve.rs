@@ -150,7 +150,7 @@ async fn serve(run: PathBuf, args: Args) -> anyhow::Result<()> {
     let network = args.network.wanted();
     let watermarks = args.image_gc.watermarks()?;
     let cri_config = cri::config(&args, &engines, &root, &run);
-    let streaming_config = streaming::config(&args)?;
+    let streaming_config = streaming::config(&args, &root)?;
 
     let config = image_store::Config {
         registries_dir: Some(args.registries),

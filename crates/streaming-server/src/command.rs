@@ -1,10 +1,11 @@
 //! Exec and attach: a session of the back end on the streams of a client.
 
 use crate::backend::{self, AttachRequest, ExecRequest, Failure, Session, Streams};
+use crate::input::Input;
+use crate::output::Output;
 use crate::resize::ResizeStream;
 use crate::session::Place;
 use crate::status::{End, StatusForm};
-use crate::stream::{Input, Output};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use std::future::pending;

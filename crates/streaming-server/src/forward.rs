@@ -2,18 +2,21 @@
 //! for data and one for what went wrong.
 
 use crate::backend::{Backend, Connection, Failure};
+use crate::backlog::Break;
 use crate::ending::Ending;
+use crate::input::Input;
 use crate::limits::Limits;
+use crate::output::{Gone, Output};
 use crate::spdy::{NewStream, Reset};
-use crate::stream::{Gone, Input, Output};
 use bytes::BytesMut;
 use std::collections::HashMap;
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// Most bytes read from a connection at once.
 const READ: usize = 32 << 10;
@@ -23,6 +26,7 @@ const READ: usize = 32 << 10;
 pub(crate) struct Target {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) sandbox: String,
+    pub(crate) limits: Limits,
     pub(crate) ending: Ending,
 }
 
@@ -43,7 +47,7 @@ struct Half {
 }
 
 /// Serves the pairs that a SPDY client opens, until it is gone or the server ends.
-pub(crate) async fn serve(target: Target, limits: Limits, mut new: mpsc::Receiver<NewStream>) {
+pub(crate) async fn serve(target: Target, mut new: mpsc::Receiver<NewStream>) {
     let mut halves: HashMap<String, Half> = HashMap::new();
     let mut running = JoinSet::new();
     let reason = loop {
@@ -51,7 +55,7 @@ pub(crate) async fn serve(target: Target, limits: Limits, mut new: mpsc::Receive
         tokio::select! {
             stream = new.recv() => {
                 let Some(stream) = stream else { return };
-                let until = Instant::now() + limits.stream_creation;
+                let until = Instant::now() + target.limits.stream_creation;
                 if let Some(pair) = pair(&mut halves, stream, until).await {
                     running.spawn(forward(target.clone(), pair));
                 }
@@ -181,8 +185,10 @@ async fn forward(target: Target, port: Port) {
     let Target {
         backend,
         sandbox,
+        limits,
         ending,
     } = target;
+    let broken = broken(input.broken(), limits.linger);
     let work = async {
         let connection = backend.port_forward(&sandbox, port).await?;
         copy(connection, &mut input, &mut data).await;
@@ -192,7 +198,15 @@ async fn forward(target: Target, port: Port) {
         biased;
         served = work => served.err().map(|failure| failure.0),
         reason = ending.reason() => Some(reason),
+        why = broken => {
+            if let Break::Stalled(bytes) = why {
+                tracing::warn!(sandbox, port, bytes, "a forwarded connection is ended: the pod \
+                    takes nothing of what waits, and the client's others wait behind it");
+            }
+            None
+        }
     };
+    drop(input);
     if let Some(failure) = failure {
         tracing::info!(sandbox, port, failure, "port not forwarded");
         let text = format!("error forwarding port {port} to pod {sandbox}: {failure}");
@@ -200,6 +214,15 @@ async fn forward(target: Target, port: Port) {
     }
     data.end().await;
     error.end().await;
+}
+
+/// Returns when a connection is not to go on, whatever its pod does.
+async fn broken(why: impl Future<Output = Break>, linger: Duration) -> Break {
+    let why = why.await;
+    if why == Break::Reset {
+        sleep(linger).await;
+    }
+    why
 }
 
 /// Copies both ways until both have ended. That the pod breaks a connection is no

@@ -7,19 +7,23 @@
 //! queue grows beyond a bound: who does not read makes those wait who write.
 
 mod backend;
+mod backlog;
 mod command;
 mod ending;
 mod forward;
+mod input;
 mod limits;
 mod negotiate;
+mod output;
 mod peer;
 mod resize;
 mod respond;
+mod room;
 mod server;
 mod session;
 mod spdy;
+mod spill;
 mod status;
-mod stream;
 mod tls;
 mod tokens;
 mod urls;

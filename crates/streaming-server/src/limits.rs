@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Bounds of a server. Those of a stream and of a connection are fixed.
+/// Bounds of a server. What waits in memory for a stream and for a connection is fixed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Connections at once; more wait to be accepted.
@@ -24,7 +24,17 @@ pub struct Limits {
     /// something that means nothing: one that is not there any more may tell by
     /// nothing else.
     pub nudge: Duration,
-    /// How long a client may take to hear the last of it.
+    /// Bytes that may wait on the disk for forwarded connections that their pods do not
+    /// read; as many stay free beside them.
+    pub spilled: usize,
+    /// Of these, for the connections of one client.
+    pub spilled_by_connection: usize,
+    /// How long a client is not read where one of its forwarded connections has filled
+    /// all of this, and its pod takes nothing; then that connection ends. A client
+    /// gives up opening others after half a minute.
+    pub stalled: Duration,
+    /// How long a client may take to hear the last of it, and a pod to take what was
+    /// said before its client broke the connection.
     pub linger: Duration,
 }
 
@@ -39,6 +49,9 @@ impl Default for Limits {
             terminal_size: Duration::from_millis(300),
             idle: Duration::from_secs(4 * 60 * 60),
             nudge: Duration::from_secs(10),
+            spilled: 2 << 30,
+            spilled_by_connection: 512 << 20,
+            stalled: Duration::from_secs(20),
             linger: Duration::from_secs(5),
         }
     }

@@ -2,7 +2,7 @@
 //! one after the other, `{"Width":80,"Height":25}`.
 
 use crate::backend::TerminalSize;
-use crate::stream::Input;
+use crate::input::Input;
 use serde::Deserialize;
 use std::future::pending;
 use std::time::Duration;
@@ -110,7 +110,8 @@ impl Resizes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stream::{connection_room, input};
+    use crate::input::input;
+    use crate::room::Room;
     use bytes::Bytes;
     use proptest::prelude::*;
 
@@ -153,7 +154,7 @@ mod tests {
         let limit = Duration::from_secs(1);
         let begun = tokio::time::Instant::now();
         assert_eq!(ResizeStream::new(None).first(limit).await, None);
-        let (sender, told) = input(&connection_room(), None);
+        let (sender, told) = input(&Room::of_one_session(), None);
         let mut stream = ResizeStream::new(Some(told));
         for piece in [
             "{\"Width\":80,",

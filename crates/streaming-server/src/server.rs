@@ -7,6 +7,7 @@ use crate::negotiate::{self, NegotiateError, Upgrade};
 use crate::peer::Peer;
 use crate::respond::{self, Answer};
 use crate::session::{Agreed, Place, Protocol};
+use crate::spill::SpillSpace;
 use crate::tokens::Tokens;
 use crate::urls::StreamUrls;
 use hyper::body::Incoming;
@@ -18,6 +19,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,6 +42,9 @@ pub struct Config {
     pub address: SocketAddr,
     /// `None`: without TLS.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Where waits what memory has no room for of forwarded connections. `None`:
+    /// nowhere, and one that is not read stalls its client's others.
+    pub spill: Option<PathBuf>,
     /// What clients may take.
     pub limits: Limits,
 }
@@ -50,6 +55,7 @@ impl Config {
         Self {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             tls: None,
+            spill: None,
             limits: Limits::default(),
         }
     }
@@ -73,6 +79,7 @@ impl StreamingServer {
         let Config {
             address,
             tls,
+            spill,
             limits,
         } = config;
         let (end, ending) = Ending::new();
@@ -89,6 +96,7 @@ impl StreamingServer {
             place: Place {
                 backend,
                 limits,
+                spill: spill.map(|dir| Arc::new(SpillSpace::new(dir, limits.spilled))),
                 ending,
             },
             end,

@@ -7,7 +7,9 @@ use crate::forward::{self, Target};
 use crate::limits::Limits;
 use crate::negotiate::{CommandProtocol, ForwardProtocol, Transport};
 use crate::peer::Peer;
+use crate::room::Room;
 use crate::spdy::{self, NewStream, Reset};
+use crate::spill::SpillSpace;
 use crate::status::StatusForm;
 use crate::urls::Request;
 use crate::websocket::{self, Channels};
@@ -47,6 +49,7 @@ pub(crate) struct Agreed {
 pub(crate) struct Place {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) limits: Limits,
+    pub(crate) spill: Option<Arc<SpillSpace>>,
     pub(crate) ending: Ending,
 }
 
@@ -100,7 +103,7 @@ impl Place {
                         Err(_) => tracing::info!(?wait, "a client did not open its streams"),
                     }
                 };
-                spdy::serve(wire, peer, &self.limits, work).await;
+                spdy::serve(wire, Room::of_one_session(), peer, &self.limits, work).await;
             }
             Transport::WebSocket { .. } => {
                 let socket = websocket::accept(wire).await;
@@ -110,7 +113,8 @@ impl Place {
                     command::serve(client, command, self).await;
                 };
                 let codec = protocol.codec();
-                websocket::serve(socket, codec, &readable, peer, &self.limits, work).await;
+                let room = Room::of_one_session();
+                websocket::serve(socket, codec, &readable, &room, peer, &self.limits, work).await;
             }
         }
     }
@@ -128,17 +132,19 @@ impl Place {
         let target = Target {
             backend: Arc::clone(&self.backend),
             sandbox: request.sandbox,
+            limits: self.limits,
             ending: self.ending.clone(),
         };
-        let limits = self.limits;
-        let pairs = |new| forward::serve(target.clone(), limits, new);
+        let limits = &self.limits;
+        let room = Room::of_many(self.spill.as_ref(), limits);
+        let pairs = |new| forward::serve(target.clone(), new);
         match (transport, protocol) {
             (Transport::WebSocket { .. }, ForwardProtocol::Pairs) => {
                 let socket = websocket::accept(wire).await;
                 let (inner, carry) = websocket::tunnel(socket);
                 let mut carry = pin!(carry);
                 tokio::select! {
-                    () = spdy::serve(inner, peer, &limits, pairs) => {
+                    () = spdy::serve(inner, room, peer, limits, pairs) => {
                         let _ = timeout(limits.linger, carry).await;
                     }
                     () = &mut carry => {}
@@ -149,9 +155,9 @@ impl Place {
                 let ports = request.ports;
                 let readable = [true, false].repeat(ports.len().min(MAX_PORTS));
                 let work = |channels| forward::serve_ports(target, pair_up(channels, &ports));
-                websocket::serve(socket, codec, &readable, peer, &limits, work).await;
+                websocket::serve(socket, codec, &readable, &room, peer, limits, work).await;
             }
-            (Transport::Spdy, _) => spdy::serve(wire, peer, &limits, pairs).await,
+            (Transport::Spdy, _) => spdy::serve(wire, room, peer, limits, pairs).await,
         }
     }
 }

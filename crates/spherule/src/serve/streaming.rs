@@ -3,11 +3,12 @@
 use super::Args;
 use anyhow::Context;
 use sandbox::Sandboxes;
+use std::path::Path;
 use streaming_server::{Config, StreamingServer, tls_config};
 use tracing::warn;
 
 /// Where and how it is to listen.
-pub(crate) fn config(args: &Args) -> anyhow::Result<Config> {
+pub(crate) fn config(args: &Args, root: &Path) -> anyhow::Result<Config> {
     let tls = match (&args.streaming_tls_cert, &args.streaming_tls_key) {
         (Some(certificate), Some(key)) => Some(tls_config(certificate, key)?),
         _ => None,
@@ -22,6 +23,7 @@ pub(crate) fn config(args: &Args) -> anyhow::Result<Config> {
     Ok(Config {
         address: args.streaming_address,
         tls,
+        spill: Some(root.to_owned()),
         ..Config::loopback()
     })
 }

@@ -5,9 +5,11 @@ use super::headers::Headers;
 use super::reader::{ReadEnd, Reader};
 use super::streams::Streams;
 use super::writer::{self, Frame, Output, QUEUE};
+use crate::input::Input;
 use crate::limits::Limits;
+use crate::output;
 use crate::peer::Peer;
-use crate::stream::{self, Input};
+use crate::room::Room;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -32,10 +34,10 @@ impl NewStream {
     }
 
     /// Takes it.
-    pub(crate) async fn accept(self) -> (Input, stream::Output) {
+    pub(crate) async fn accept(self) -> (Input, output::Output) {
         let reply = Frame::Reply(self.output.stream);
         let _ = self.output.queue.send(reply).await;
-        (self.input, stream::Output::Spdy(self.output))
+        (self.input, output::Output::Spdy(self.output))
     }
 
     /// Ends it.
@@ -49,6 +51,7 @@ impl NewStream {
 /// gone; then `work` is dropped.
 pub(crate) async fn serve<F: Future<Output = ()>>(
     wire: impl AsyncRead + AsyncWrite,
+    room: Arc<Room>,
     peer: &Peer,
     limits: &Limits,
     work: impl FnOnce(mpsc::Receiver<NewStream>) -> F,
@@ -61,7 +64,7 @@ pub(crate) async fn serve<F: Future<Output = ()>>(
     let goodbye = {
         let streams = Arc::clone(&streams);
         let (queue, nudge) = (queue.clone(), limits.nudge);
-        let mut reader = Reader::new(&mut read_half, streams, queue, opened, peer, nudge);
+        let mut reader = Reader::new(&mut read_half, room, streams, queue, opened, peer, nudge);
         let mut work = pin!(work(new_streams));
         tokio::select! {
             end = reader.run() => match end {

@@ -5,14 +5,15 @@ use super::frame::{Control, FrameError, HEAD, Head, Reset, ping, rst_stream};
 use super::headers::{HeaderReader, Headers};
 use super::streams::{Streams, Target};
 use super::writer::{Frame, Output, Queue};
+use crate::input::{PIECE, input};
 use crate::peer::Peer;
-use crate::stream::{PIECE, connection_room, input};
+use crate::room::Room;
 use bytes::BytesMut;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 /// Most streams at once.
 pub(super) const MAX_STREAMS: usize = 1024;
@@ -36,7 +37,7 @@ pub(super) struct Reader<'a, R> {
     pub(super) wire: R,
     pub(super) buffer: BytesMut,
     pub(super) headers: HeaderReader,
-    pub(super) room: Arc<Semaphore>,
+    pub(super) room: Arc<Room>,
     pub(super) streams: Arc<Streams>,
     pub(super) queue: Queue,
     pub(super) opened: mpsc::Sender<NewStream>,
@@ -47,6 +48,7 @@ pub(super) struct Reader<'a, R> {
 impl<'a, R: AsyncRead + Unpin> Reader<'a, R> {
     pub(super) fn new(
         wire: R,
+        room: Arc<Room>,
         streams: Arc<Streams>,
         queue: Queue,
         opened: mpsc::Sender<NewStream>,
@@ -57,7 +59,7 @@ impl<'a, R: AsyncRead + Unpin> Reader<'a, R> {
             wire,
             buffer: BytesMut::new(),
             headers: HeaderReader::new(),
-            room: connection_room(),
+            room,
             streams,
             queue,
             opened,

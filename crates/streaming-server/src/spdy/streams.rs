@@ -1,7 +1,9 @@
 //! What is known of a connection's streams, shared by its reader, its writer and
 //! those who use the streams: who may still speak, and how much.
 
-use crate::stream::{Gone, InputSender};
+use crate::backlog::{Backlog, Break};
+use crate::input::InputSender;
+use crate::output::Gone;
 use std::collections::{BTreeMap, HashMap};
 use std::mem::take;
 use std::pin::pin;
@@ -43,6 +45,8 @@ struct State {
 struct Stream {
     /// `None`: the peer has said all.
     input: Option<Arc<InputSender>>,
+    /// What waits of it.
+    backlog: Option<Arc<Backlog>>,
     /// We have said all.
     finished: bool,
     window: i64,
@@ -98,6 +102,7 @@ impl Streams {
         let mut state = self.lock();
         let window = state.initial_window;
         let entry = Stream {
+            backlog: input.as_ref().map(|input| Arc::clone(input.backlog())),
             input: input.map(Arc::new),
             finished,
             window,
@@ -150,6 +155,9 @@ impl Streams {
         let removed = self.lock().streams.remove(&stream);
         if let Some(input) = removed.as_ref().and_then(|entry| entry.input.as_ref()) {
             input.reset();
+        }
+        if let Some(backlog) = removed.as_ref().and_then(|entry| entry.backlog.as_ref()) {
+            backlog.break_off(Break::Reset);
         }
         self.changed.notify_waiters();
         removed.is_some()

@@ -6,8 +6,8 @@ use super::frame::{
 };
 use super::headers::HeaderWriter;
 use super::streams::Streams;
+use crate::output::Gone;
 use crate::peer::Peer;
-use crate::stream::Gone;
 use bytes::{Buf, Bytes};
 use std::io;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Port-forward by both transports and by SPDY within WebSocket.
 
-use super::spdy_client::SpdyClient;
+use super::spdy_client::{Frame, SpdyClient};
 use super::websocket_client::WebSocketClient;
-use super::{Fixture, pattern};
+use super::{Fixture, pattern, soon};
 use crate::limits::Limits;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -30,7 +30,6 @@ async fn pair(client: &mut SpdyClient, port: &str, request: &str) -> (u32, u32) 
 
 /// Reads until both streams are finished.
 async fn both(client: &mut SpdyClient, error: u32, data: u32) -> (Vec<u8>, Vec<u8>) {
-    use super::spdy_client::Frame;
     let mut heard: HashMap<u32, Vec<u8>> = HashMap::new();
     let mut open = vec![error, data];
     while !open.is_empty() {
@@ -113,9 +112,89 @@ async fn stalled_connection_stalls_no_other() {
     let (_, stalled) = pair(&mut client, "9", "stalled").await;
     // As much as a client sends that keeps to its window.
     client.data(stalled, false, &[0; 64 << 10]).await;
-    let (error, data) = pair(&mut client, "7", "moving").await;
+    ping(&mut client, "moving").await;
+}
+
+/// A connection that is served.
+async fn ping(client: &mut SpdyClient, request: &str) {
+    let (error, data) = pair(client, "7", request).await;
     client.data(data, true, b"ping").await;
-    assert_eq!(both(&mut client, error, data).await.1, b"ping");
+    assert_eq!(soon(both(client, error, data)).await.1, b"ping");
+}
+
+#[tokio::test]
+async fn connection_stalled_by_a_client_without_windows_stalls_no_other_and_loses_nothing() {
+    let fixture = Fixture::new().await;
+    let mut client = SpdyClient::connect(&fixture.forward(&[]), PROTOCOL).await;
+    let (error, stalled) = pair(&mut client, "10", "stalled").await;
+    let sent = pattern(12 << 20);
+    soon(client.data(stalled, false, &sent)).await;
+    ping(&mut client, "behind it").await;
+    soon(client.data(stalled, true, &sent)).await;
+    ping(&mut client, "and behind its end").await;
+    fixture.backend.read.notify_one();
+    let (_, answer) = soon(both(&mut client, error, stalled)).await;
+    let sent = [&sent[..], &sent].concat();
+    let right = [&b"25165824 bytes"[..], &Sha256::digest(&sent)].concat();
+    assert_eq!(answer, right);
+}
+
+#[tokio::test]
+async fn connection_that_takes_all_the_room_there_is_ends_so_that_others_live() {
+    let limits = Limits {
+        spilled_by_connection: 1 << 20,
+        stalled: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let fixture = Fixture::with(limits).await;
+    let mut client = SpdyClient::connect(&fixture.forward(&[]), PROTOCOL).await;
+    let (_, stalled) = pair(&mut client, "9", "stalled").await;
+    fixture.backend.lives(1).await;
+    let mut writer = client.second_writer();
+    let flood = async {
+        let [a, b, c, d] = stalled.to_be_bytes();
+        let frame = [&[a, b, c, d, 0, 0x10, 0, 0][..], &[0; 1 << 20]].concat();
+        for _ in 0..16 {
+            writer.write_all(&frame).await.unwrap();
+        }
+    };
+    let ended = async {
+        let mut finished = false;
+        loop {
+            match client.frame().await.unwrap() {
+                Frame::Data(stream, true, bytes) if stream == stalled => {
+                    assert!(bytes.is_empty());
+                    finished = true;
+                }
+                Frame::Reset(stream, _) if stream == stalled => break assert!(finished),
+                // The other stream of the pair says nothing: clients would take that
+                // for the end of all connections.
+                Frame::Data(_, true, bytes) => assert!(bytes.is_empty()),
+                Frame::Window(..) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    soon(async { tokio::join!(flood, ended) }).await;
+    soon(fixture.backend.lives(0)).await;
+    ping(&mut client, "another").await;
+}
+
+#[tokio::test]
+async fn broken_connection_ends_though_its_pod_does_not_read() {
+    let limits = Limits {
+        linger: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let fixture = Fixture::with(limits).await;
+    let mut client = SpdyClient::connect(&fixture.forward(&[]), PROTOCOL).await;
+    for fin in [false, true] {
+        let (_, data) = pair(&mut client, "9", &fin.to_string()).await;
+        client.data(data, fin, &[0; 1 << 20]).await;
+        fixture.backend.lives(1).await;
+        client.reset(data).await;
+        soon(fixture.backend.lives(0)).await;
+    }
 }
 
 #[tokio::test]
@@ -163,8 +242,8 @@ async fn half_of_a_pair_does_not_wait_for_ever() {
     let mut told = Vec::new();
     while let Some(frame) = client.frame().await {
         match frame {
-            super::spdy_client::Frame::Data(_, _, bytes) => told.extend(bytes),
-            super::spdy_client::Frame::Reset(stream, _) => {
+            Frame::Data(_, _, bytes) => told.extend(bytes),
+            Frame::Reset(stream, _) => {
                 assert_eq!(stream, error);
                 break;
             }
@@ -208,6 +287,24 @@ async fn ports_go_by_websocket_channels() {
     assert!(told.contains("nothing listens"), "{told}");
     drop(client);
     fixture.backend.lives(0).await;
+}
+
+#[tokio::test]
+async fn stalled_port_of_websocket_channels_stalls_no_other() {
+    let fixture = Fixture::new().await;
+    let url = fixture.forward(&[9, 7]);
+    let mut client = WebSocketClient::connect(&url, "v4.channel.k8s.io").await;
+    for _ in 0..40 {
+        soon(client.say(0, &[0; 500_000])).await;
+    }
+    client.say(2, b"ping").await;
+    let mut heard = Vec::new();
+    while !heard.ends_with(b"ping") {
+        let (channel, bytes) = soon(client.next()).await;
+        if channel == 2 {
+            heard.extend(bytes);
+        }
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use crate::negotiate::{CommandProtocol, ForwardProtocol, Transport};
 use crate::peer::Peer;
 use crate::session::{Agreed, Place, Protocol};
 use crate::spdy::{HeaderReader, HeaderWriter, Headers, scan};
+use crate::spill::SpillSpace;
 use crate::urls::Request;
 use crate::websocket::Codec;
 use std::sync::Arc;
@@ -246,9 +247,11 @@ async fn fuzz(parser: Parser) {
         ..Limits::default()
     };
     let (_end, ending) = Ending::new();
+    let spill = SpillSpace::new(std::env::temp_dir(), limits.spilled);
     let place = Place {
         backend: Arc::new(backend.clone()),
         limits,
+        spill: Some(Arc::new(spill)),
         ending,
     };
     let seconds = std::env::var("STREAMING_FUZZ_SECONDS");

@@ -20,6 +20,7 @@ use crate::server::{Config, StreamingServer};
 use crate::urls::StreamUrls;
 use futures_util::future::{BoxFuture, ready};
 use futures_util::{FutureExt, SinkExt, StreamExt};
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -46,6 +47,7 @@ impl Fixture {
     pub(super) async fn with(limits: Limits) -> Self {
         Self::of(Config {
             limits,
+            spill: Some(std::env::temp_dir()),
             ..Config::loopback()
         })
         .await
@@ -125,6 +127,8 @@ pub(super) fn pattern(len: usize) -> Vec<u8> {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Fake {
     alive: Arc<AtomicUsize>,
+    /// Lets the service on port 10 read.
+    pub(super) read: Arc<Notify>,
 }
 
 struct Alive(Arc<AtomicUsize>);
@@ -214,8 +218,12 @@ impl Backend for Fake {
         }
         let (ours, theirs) = duplex(64 << 10);
         let alive = self.one_more();
+        let read = Arc::clone(&self.read);
         tokio::spawn(async move {
             let _alive = alive;
+            if port == 10 {
+                read.notified().await;
+            }
             service(port, theirs).await;
         });
         ready(Ok(Box::new(ours) as Box<dyn Connection>)).boxed()
@@ -314,17 +322,23 @@ async fn service(port: u16, mut connection: DuplexStream) {
             let _ = write.shutdown().await;
         }
         // Counts until the other side has said all, and answers then.
-        80 => {
+        10 | 80 => {
             let mut bytes = Vec::new();
             let _ = connection.read_to_end(&mut bytes).await;
             let answer = format!("{} bytes", bytes.len());
             let _ = connection.write_all(answer.as_bytes()).await;
+            if port == 10 {
+                let digest = Sha256::digest(&bytes);
+                let _ = connection.write_all(&digest).await;
+            }
         }
-        // Reads nothing.
+        // Reads nothing, as long as anybody is there.
         _ => {
             let mut byte = [0];
             let _ = connection.read_exact(&mut byte).await;
-            std::future::pending::<()>().await;
+            while connection.write(&[]).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
     }
 }

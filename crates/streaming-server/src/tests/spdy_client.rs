@@ -120,7 +120,7 @@ impl SpdyClient {
                 Frame::Reply(number) if number == stream => return (stream, true),
                 Frame::Reset(number, _) if number == stream => return (stream, false),
                 // Of others.
-                Frame::Window(..) | Frame::Reset(..) => {}
+                Frame::Window(..) | Frame::Reset(..) | Frame::Data(_, true, _) => {}
                 other => panic!("{other:?} instead of a reply"),
             }
         }

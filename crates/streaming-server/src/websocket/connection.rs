@@ -2,14 +2,17 @@
 //! channels, as one task.
 
 use super::channel::{ChannelError, Codec, Said};
+use crate::input::{Input, InputSender, input};
 use crate::limits::Limits;
+use crate::output::{self, Gone};
 use crate::peer::Peer;
-use crate::stream::{self, Gone, Input, InputSender, connection_room, input};
+use crate::room::Room;
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -38,8 +41,8 @@ impl Channels {
     }
 
     /// What is said to it on a channel.
-    pub(crate) fn output(&self, channel: u8) -> stream::Output {
-        stream::Output::WebSocket(Output {
+    pub(crate) fn output(&self, channel: u8) -> output::Output {
+        output::Output::WebSocket(Output {
             channel,
             codec: self.codec,
             queue: self.queue.clone(),
@@ -108,16 +111,16 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin, F: Future<Output = 
     socket: WebSocketStream<S>,
     codec: Codec,
     readable: &[bool],
+    room: &Arc<Room>,
     peer: &Peer,
     limits: &Limits,
     work: impl FnOnce(Channels) -> F,
 ) {
     let (sink, mut messages) = socket.split();
     let (queue, queued) = mpsc::channel(QUEUE);
-    let room = connection_room();
     let (senders, inputs) = readable
         .iter()
-        .map(|&readable| readable.then(|| input(&room, None)).unzip())
+        .map(|&readable| readable.then(|| input(room, None)).unzip())
         .collect::<(Vec<_>, Vec<_>)>();
     let channels = Channels {
         inputs,
