@@ -198,12 +198,15 @@ async fn forward(target: Target, port: Port) {
         biased;
         served = work => served.err().map(|failure| failure.0),
         reason = ending.reason() => Some(reason),
-        why = broken => {
-            if let Break::Stalled(bytes) = why {
-                tracing::warn!(sandbox, port, bytes, "a forwarded connection is ended: the pod \
+        why = broken => match why {
+            Break::Reset => None,
+            Break::Stalled(bytes) => {
+                tracing::warn!(sandbox, port, bytes, "a forwarded connection is ended: its pod \
                     takes nothing of what waits, and the client's others wait behind it");
+                // A SPDY client would take a word for the end of all its connections.
+                matches!(error, Output::WebSocket(_))
+                    .then(|| format!("the pod takes nothing, and {bytes} bytes wait for it"))
             }
-            None
         }
     };
     drop(input);

@@ -132,15 +132,18 @@ impl InputSender {
                 }
                 Err(error) => {
                     self.backlog.remove(piece.len());
-                    self.tell(&error);
+                    if !matches!(error, SpillError::Full) {
+                        self.tell(&error);
+                        // There is nothing to be had by a stream's end.
+                        since = Instant::now();
+                    }
                 }
             }
             tokio::select! {
                 () = sleep(LOOK) => {}
                 () = self.pieces.closed() => return Err(Gone),
             }
-            let patience = self.room.spill.as_ref().map(|spill| spill.patience);
-            if patience.is_some_and(|patience| since.elapsed() >= patience) {
+            if since.elapsed() >= self.room.stalled {
                 self.room.break_fullest();
                 since = Instant::now();
             }
@@ -149,8 +152,7 @@ impl InputSender {
 
     /// Says, once, that there is less room than there should be.
     fn tell(&self, error: &SpillError) {
-        let is_as_it_should = matches!(error, SpillError::Full);
-        if !is_as_it_should && !self.told.swap(true, Ordering::Relaxed) {
+        if !self.told.swap(true, Ordering::Relaxed) {
             let cause = std::error::Error::source(error).map(ToString::to_string);
             tracing::warn!(%error, cause, "a forwarded connection that its pod does not read \
                 stalls its client's others");
@@ -411,14 +413,25 @@ mod tests {
     #[tokio::test]
     async fn disk_that_is_not_there_leaves_what_memory_has() {
         let space = Arc::new(SpillSpace::new("/nowhere".into(), 1 << 30));
-        let room = Room::of_many(Some(&space), &Limits::default());
+        let limits = Limits {
+            stalled: LOOK * 2,
+            ..Limits::default()
+        };
+        let room = Room::of_many(Some(&space), &limits);
         let (sender, mut input) = input(&room, None);
+        let broken = input.broken();
         let sent = pattern(MEMORY * 2);
-        let (got, ()) = tokio::join!(all(&mut input), async {
+        let read = async {
+            sleep(LOOK * 5).await;
+            all(&mut input).await
+        };
+        let (got, ()) = tokio::join!(read, async {
             sender.send(sent.clone().into()).await;
             drop(sender);
         });
         assert!(got == sent);
+        // Its end would have helped nobody.
+        assert!(broken.now_or_never().is_none());
     }
 
     #[tokio::test]

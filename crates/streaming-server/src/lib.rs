@@ -4,7 +4,8 @@
 //! A request of the CRI is kept behind a URL with a token ([`StreamUrls`]); whoever
 //! comes with the URL is served once, from a [`Backend`]. A connection is one task:
 //! it ends with the work, and takes the work with it when the client is gone. No
-//! queue grows beyond a bound: who does not read makes those wait who write.
+//! queue grows beyond a bound: who does not read makes those wait who write, and none
+//! besides.
 
 mod backend;
 mod backlog;

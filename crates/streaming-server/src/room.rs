@@ -16,39 +16,33 @@ const MEMORY: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Room {
     pub(crate) memory: Arc<Semaphore>,
-    /// `None`: who does not take holds up all streams of the connection.
-    pub(crate) spill: Option<Spill>,
+    /// Where waits what memory has no room for. `None`: who does not take holds up all
+    /// streams of the connection.
+    spill: Option<SpillShare>,
+    /// How long the connection may be held up where nothing more can be spilled.
+    pub(crate) stalled: Duration,
     backlogs: Mutex<Vec<Weak<Backlog>>>,
     /// The last who waited for memory did so in vain.
     pub(crate) hopeless: AtomicBool,
 }
 
-/// Where waits what memory has no room for.
-#[derive(Debug)]
-pub(crate) struct Spill {
-    pub(crate) share: SpillShare,
-    /// How long the connection may be held up where there is no room at all.
-    pub(crate) patience: Duration,
-}
-
 impl Room {
     /// For streams that mean nothing without each other.
     pub(crate) fn of_one_session() -> Arc<Self> {
-        Arc::new(Self::with(None))
+        Arc::new(Self::with(None, Duration::MAX))
     }
 
     /// For streams that have nothing to do with each other: none holds up another.
     pub(crate) fn of_many(space: Option<&Arc<SpillSpace>>, limits: &Limits) -> Arc<Self> {
-        Arc::new(Self::with(space.map(|space| Spill {
-            share: SpillShare::new(Arc::clone(space), limits.spilled_by_connection),
-            patience: limits.stalled,
-        })))
+        let share = |space| SpillShare::new(Arc::clone(space), limits.spilled_by_connection);
+        Arc::new(Self::with(space.map(share), limits.stalled))
     }
 
-    fn with(spill: Option<Spill>) -> Self {
+    fn with(spill: Option<SpillShare>, stalled: Duration) -> Self {
         Self {
             memory: Arc::new(Semaphore::new(MEMORY)),
             spill,
+            stalled,
             backlogs: Mutex::default(),
             hopeless: AtomicBool::new(false),
         }
@@ -56,8 +50,7 @@ impl Room {
 
     /// That of a new stream.
     pub(crate) fn backlog(&self) -> Arc<Backlog> {
-        let spill = self.spill.as_ref().map(|spill| spill.share.clone());
-        let backlog = Arc::new(Backlog::new(spill));
+        let backlog = Arc::new(Backlog::new(self.spill.clone()));
         let mut all = self.backlogs();
         all.retain(|backlog| backlog.strong_count() > 0);
         all.push(Arc::downgrade(&backlog));
