@@ -3,8 +3,8 @@
 use crate::backend::{self, AttachRequest, ExecRequest, Failure, Session, Streams};
 use crate::input::Input;
 use crate::output::Output;
+use crate::place::Place;
 use crate::resize::ResizeStream;
-use crate::session::Place;
 use crate::status::{End, StatusForm};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};

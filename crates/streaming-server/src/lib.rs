@@ -17,6 +17,7 @@ mod limits;
 mod negotiate;
 mod output;
 mod peer;
+mod place;
 mod resize;
 mod respond;
 mod room;

@@ -1,15 +1,13 @@
 //! A request of the back end joined with the connection of its client.
 
-use crate::backend::{Backend, PortForwardRequest, Streams};
+use crate::backend::{PortForwardRequest, Streams};
 use crate::command::{self, ClientStreams, Command};
-use crate::ending::Ending;
 use crate::forward::{self, Target};
-use crate::limits::Limits;
 use crate::negotiate::{CommandProtocol, ForwardProtocol, Transport};
 use crate::peer::Peer;
+use crate::place::Place;
 use crate::room::Room;
 use crate::spdy::{self, NewStream, Reset};
-use crate::spill::SpillSpace;
 use crate::status::StatusForm;
 use crate::urls::Request;
 use crate::websocket::{self, Channels};
@@ -42,15 +40,6 @@ pub(crate) struct Agreed {
     pub(crate) request: Request,
     pub(crate) transport: Transport,
     pub(crate) protocol: Protocol,
-}
-
-/// Where sessions are served.
-#[derive(Clone)]
-pub(crate) struct Place {
-    pub(crate) backend: Arc<dyn Backend>,
-    pub(crate) limits: Limits,
-    pub(crate) spill: Option<Arc<SpillSpace>>,
-    pub(crate) ending: Ending,
 }
 
 impl Place {
