@@ -22,7 +22,7 @@ const COST: usize = 128;
 const SMALL: usize = PIECE / 4;
 /// How long a stream may hold up the others of its connection: one whose reader moves
 /// is held back by that, and needs no disk.
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(10);
 /// How often is looked whether there is room again.
 const LOOK: Duration = Duration::from_millis(100);
 
