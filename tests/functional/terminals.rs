@@ -1,14 +1,20 @@
 //! Sessions on a terminal: its size, its keys, and that it is as it was afterwards.
 
 use crate::sessions::pod;
+use crate::streaming::PATIENCE;
 use crate::{Test, shared};
 use anyhow::{Context, ensure};
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use serde_json::json;
 use spherule_tests::Daemon;
 use spherule_tests::manifest::one;
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 pub(crate) const TESTS: &[Test] = &[
     (
@@ -18,6 +24,10 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "terminal_is_given_back_whatever_ends_the_session",
         given_back,
+    ),
+    (
+        "terminal_is_given_back_where_nobody_takes_what_is_typed",
+        unread,
     ),
     (
         "attached_terminal_echoes_and_is_left_by_its_keys",
@@ -207,6 +217,74 @@ fn given_back() -> anyhow::Result<()> {
     shell.is_given_back("code 1")?;
     ensure!(shell.all.contains("the daemon went away"), "{}", shell.all);
     daemon.restart()
+}
+
+fn unread() -> anyhow::Result<()> {
+    let daemon = shared::daemon()?;
+    pod("unread-terminal", "sleep 100000")?;
+    // Not below `script`, which reads no more either where it cannot write.
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+    let mut shown = File::from(openpt(flags)?);
+    unlockpt(&shown)?;
+    let terminal = ioctl_tiocgptpeer(&shown, flags)?;
+    tcsetwinsize(&shown, winsize(33, 77))?;
+    // Within, a terminal that loses nothing.
+    let within = "stty raw -echo; echo u''p; sleep 4325";
+    let mut client = daemon
+        .command(["exec", "-it", "unread-terminal", "--", "sh", "-c", within])
+        .stdin(terminal.try_clone()?)
+        .stdout(terminal.try_clone()?)
+        .stderr(terminal)
+        .spawn()?;
+    let mut said = String::new();
+    while !said.contains("up") {
+        let mut bytes = [0; 1000];
+        let read = shown.read(&mut bytes)?;
+        said.push_str(&String::from_utf8_lossy(&bytes[..read]));
+    }
+    fcntl_setfl(&shown, OFlags::NONBLOCK)?;
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_secs(2) {
+        match shown.write(&[b'x'; 1000]) {
+            Ok(_) => last = Instant::now(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // The size waits behind all that; the client does not.
+    tcsetwinsize(&shown, winsize(40, 100))?;
+    let pid = Pid::from_child(&client);
+    kill_process(pid, Signal::WINCH)?;
+    std::thread::sleep(Duration::from_millis(500));
+    kill_process(pid, Signal::TERM)?;
+    let start = Instant::now();
+    let code = loop {
+        if let Some(status) = client.try_wait()? {
+            break status.code();
+        }
+        if start.elapsed() > PATIENCE {
+            client.kill()?;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    ensure!(code == Some(143), "{code:?} after {:?}", start.elapsed());
+    let modes = tcgetattr(&shown)?.local_modes;
+    ensure!(
+        modes.contains(LocalModes::ICANON | LocalModes::ECHO),
+        "{modes:?}"
+    );
+    daemon.wait_for_end_of("unread-terminal", "sleep 4325")
+}
+
+fn winsize(rows: u16, columns: u16) -> Winsize {
+    Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
 }
 
 fn attached_terminal() -> anyhow::Result<()> {

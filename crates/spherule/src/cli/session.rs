@@ -199,14 +199,18 @@ async fn pass_signals(input: &mpsc::Sender<SessionInput>, signals: Option<Signal
     let Some(mut signals) = signals else {
         return std::future::pending().await;
     };
+    // To be told, once there is room: input that nobody takes does not keep us here.
+    let mut size = None;
     loop {
-        match signals.next().await {
-            Came::Resize => {
-                if let Some(size) = terminal::size() {
-                    say(input, In::Resize(size)).await;
-                }
+        tokio::select! {
+            came = signals.next() => match came {
+                Came::Resize => size = terminal::size(),
+                Came::End(number) => return number,
+            },
+            Ok(room) = input.reserve(), if size.is_some() => {
+                let kind = size.take().map(In::Resize);
+                room.send(SessionInput { kind });
             }
-            Came::End(number) => return number,
         }
     }
 }
