@@ -139,6 +139,36 @@ async fn connection_stalled_by_a_client_without_windows_stalls_no_other_and_lose
     assert_eq!(answer, right);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_connections_lose_nothing_side_by_side() {
+    let fixture = Fixture::new().await;
+    let mut client = SpdyClient::connect(&fixture.forward(&[]), PROTOCOL).await;
+    let sent = pattern(3 << 20);
+    let mut streams = Vec::new();
+    for n in 0..10 {
+        streams.push(pair(&mut client, "11", &n.to_string()).await);
+    }
+    for piece in sent.chunks(32 << 10) {
+        for &(_, data) in &streams {
+            soon(client.data(data, false, piece)).await;
+        }
+    }
+    for &(_, data) in &streams {
+        client.data(data, true, b"").await;
+    }
+    let mut answers: HashMap<u32, Vec<u8>> = HashMap::new();
+    let mut ended = 0;
+    while ended < streams.len() {
+        if let Frame::Data(stream, fin, bytes) = soon(client.frame()).await.unwrap() {
+            ended += usize::from(fin && streams.iter().any(|pair| pair.1 == stream));
+            answers.entry(stream).or_default().extend(bytes);
+        }
+    }
+    for (_, data) in streams {
+        assert_eq!(answers[&data], Sha256::digest(&sent).as_slice(), "{data}");
+    }
+}
+
 #[tokio::test]
 async fn connection_that_takes_all_the_room_there_is_ends_so_that_others_live() {
     let limits = Limits {

@@ -332,6 +332,16 @@ async fn service(port: u16, mut connection: DuplexStream) {
                 let _ = connection.write_all(&digest).await;
             }
         }
+        // As 10, slowly.
+        11 => {
+            let mut digest = Sha256::new();
+            let mut bytes = vec![0; 10_000];
+            while let Ok(read @ 1..) = connection.read(&mut bytes).await {
+                digest.update(&bytes[..read]);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let _ = connection.write_all(&digest.finalize()).await;
+        }
         // Reads nothing, as long as anybody is there.
         _ => {
             let mut byte = [0];
