@@ -30,6 +30,10 @@ pub(crate) const TESTS: &[Test] = &[
         unread,
     ),
     (
+        "terminal_is_given_back_where_nobody_takes_what_is_shown",
+        unseen,
+    ),
+    (
         "attached_terminal_echoes_and_is_left_by_its_keys",
         attached_terminal,
     ),
@@ -220,18 +224,52 @@ fn given_back() -> anyhow::Result<()> {
 }
 
 fn unread() -> anyhow::Result<()> {
+    // Within, a terminal that loses nothing.
+    let within = "stty raw -echo; echo u''p; sleep 4325";
+    stalled("unread-terminal", within, "sleep 4325", |shown| {
+        fcntl_setfl(&*shown, OFlags::NONBLOCK)?;
+        let mut last = Instant::now();
+        while last.elapsed() < Duration::from_secs(2) {
+            match shown.write(&[b'x'; 1000]) {
+                Ok(_) => last = Instant::now(),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // The size waits behind all that.
+        Ok(tcsetwinsize(&*shown, winsize(40, 100))?)
+    })
+}
+
+fn unseen() -> anyhow::Result<()> {
+    // It prints, and nobody looks.
+    let within = "echo u''p; yes 4326";
+    stalled("unseen-terminal", within, "yes 4326", |_| {
+        std::thread::sleep(Duration::from_secs(2));
+        Ok(())
+    })
+}
+
+/// A session on a terminal, which `stall` leaves with something that waits: SIGTERM
+/// ends it and gives the terminal back, and `running` has ended with it.
+fn stalled(
+    name: &str,
+    within: &str,
+    running: &str,
+    stall: impl FnOnce(&mut File) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let daemon = shared::daemon()?;
-    pod("unread-terminal", "sleep 100000")?;
+    pod(name, "sleep 100000")?;
     // Not below `script`, which reads no more either where it cannot write.
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
     let mut shown = File::from(openpt(flags)?);
     unlockpt(&shown)?;
     let terminal = ioctl_tiocgptpeer(&shown, flags)?;
     tcsetwinsize(&shown, winsize(33, 77))?;
-    // Within, a terminal that loses nothing.
-    let within = "stty raw -echo; echo u''p; sleep 4325";
     let mut client = daemon
-        .command(["exec", "-it", "unread-terminal", "--", "sh", "-c", within])
+        .command(["exec", "-it", name, "--", "sh", "-c", within])
         .stdin(terminal.try_clone()?)
         .stdout(terminal.try_clone()?)
         .stderr(terminal)
@@ -242,19 +280,7 @@ fn unread() -> anyhow::Result<()> {
         let read = shown.read(&mut bytes)?;
         said.push_str(&String::from_utf8_lossy(&bytes[..read]));
     }
-    fcntl_setfl(&shown, OFlags::NONBLOCK)?;
-    let mut last = Instant::now();
-    while last.elapsed() < Duration::from_secs(2) {
-        match shown.write(&[b'x'; 1000]) {
-            Ok(_) => last = Instant::now(),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    // The size waits behind all that; the client does not.
-    tcsetwinsize(&shown, winsize(40, 100))?;
+    stall(&mut shown)?;
     let pid = Pid::from_child(&client);
     kill_process(pid, Signal::WINCH)?;
     std::thread::sleep(Duration::from_millis(500));
@@ -271,11 +297,9 @@ fn unread() -> anyhow::Result<()> {
     };
     ensure!(code == Some(143), "{code:?} after {:?}", start.elapsed());
     let modes = tcgetattr(&shown)?.local_modes;
-    ensure!(
-        modes.contains(LocalModes::ICANON | LocalModes::ECHO),
-        "{modes:?}"
-    );
-    daemon.wait_for_end_of("unread-terminal", "sleep 4325")
+    let wanted = LocalModes::ICANON | LocalModes::ECHO;
+    ensure!(modes.contains(wanted), "{modes:?}");
+    daemon.wait_for_end_of(name, running)
 }
 
 fn winsize(rows: u16, columns: u16) -> Winsize {

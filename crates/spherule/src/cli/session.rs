@@ -12,14 +12,14 @@ use pod_api::v1::{
 };
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 /// Most bytes of input in a message.
 const PIECE: usize = 16 << 10;
-/// Messages that wait for a slow daemon.
+/// Messages that wait for a slow daemon, or for those who read us.
 const BACKLOG: usize = 4;
 /// What ends an attached session on a terminal, as in docker: ^P ^Q.
 const DETACH: [u8; 2] = [0x10, 0x11];
@@ -167,12 +167,31 @@ async fn say(input: &mpsc::Sender<SessionInput>, kind: In) {
 }
 
 /// Shows the output to its end; returns the exit code.
-async fn show_all(mut output: Streaming<SessionOutput>) -> anyhow::Result<u8> {
+async fn show_all(output: Streaming<SessionOutput>) -> anyhow::Result<u8> {
+    let (shown, mut written) = write_out();
+    let code = tokio::select! {
+        code = hear(output, shown) => code,
+        // Before all is said: it cannot be.
+        failed = &mut written => {
+            failed??;
+            bail!("the output was not written to its end");
+        }
+    };
+    written.await??;
+    code
+}
+
+/// Hears the output to its end; returns the exit code.
+async fn hear(
+    mut output: Streaming<SessionOutput>,
+    shown: mpsc::Sender<Out>,
+) -> anyhow::Result<u8> {
     while let Some(said) = output.message().await.map_err(refused)? {
-        if let Some(kind) = said.kind
-            && let Some(code) = show(kind)?
-        {
-            return Ok(code);
+        match said.kind {
+            Some(Out::Exited(exit)) => return Ok(u8::try_from(exit.code).unwrap_or(255)),
+            // It tells itself why it takes no more.
+            Some(kind) => drop(shown.send(kind).await),
+            None => {}
         }
     }
     bail!("the daemon ended the session without a result")
@@ -215,8 +234,26 @@ async fn pass_signals(input: &mpsc::Sender<SessionInput>, signals: Option<Signal
     }
 }
 
-/// Puts output on our own; the exit code once there is one.
-fn show(kind: Out) -> io::Result<Option<u8>> {
+/// Our standard output and error, and whether all could be written. By a thread of
+/// its own, as [`read_stdin`]: with a write that waits, no signal would be heard.
+fn write_out() -> (mpsc::Sender<Out>, oneshot::Receiver<io::Result<()>>) {
+    let (shown, mut said) = mpsc::channel(BACKLOG);
+    let (tell, written) = oneshot::channel();
+    std::thread::spawn(move || {
+        let result = (|| {
+            while let Some(kind) = said.blocking_recv() {
+                show(kind)?;
+            }
+            Ok(())
+        })();
+        // Nobody waits for it where a signal ends us.
+        let _ = tell.send(result);
+    });
+    (shown, written)
+}
+
+/// Puts output on our own.
+fn show(kind: Out) -> io::Result<()> {
     match kind {
         Out::Stdout(bytes) => {
             let mut stdout = io::stdout().lock();
@@ -229,9 +266,9 @@ fn show(kind: Out) -> io::Result<Option<u8>> {
                 format!("\r\n[{bytes} bytes of output are missing here: we were too slow]\r\n");
             io::stderr().lock().write_all(text.as_bytes())?;
         }
-        Out::Exited(exit) => return Ok(Some(u8::try_from(exit.code).unwrap_or(255))),
+        Out::Exited(_) => {}
     }
-    Ok(None)
+    Ok(())
 }
 
 /// Our standard input in pieces. By a thread of its own: a read that waits cannot
