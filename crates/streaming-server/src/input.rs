@@ -20,9 +20,6 @@ pub(crate) const PIECE: usize = 64 << 10;
 const COST: usize = 128;
 /// Pieces below this size are copied: they would keep the buffer that they came in.
 const SMALL: usize = PIECE / 4;
-/// How long a stream may hold up the others of its connection: one whose reader moves
-/// is held back by that, and needs no disk.
-const PATIENCE: Duration = Duration::from_millis(10);
 /// How often is looked whether there is room again.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -117,7 +114,11 @@ impl InputSender {
         loop {
             if spilled.is_empty() {
                 let hopeless = self.room.hopeless.load(Ordering::Relaxed);
-                let patience = if hopeless { Duration::ZERO } else { PATIENCE };
+                let patience = if hopeless {
+                    Duration::ZERO
+                } else {
+                    self.room.patience
+                };
                 let kept = timeout(patience, self.keep(piece)).await;
                 self.room.hopeless.store(kept.is_err(), Ordering::Relaxed);
                 if let Ok(kept) = kept {
@@ -154,8 +155,8 @@ impl InputSender {
     fn tell(&self, error: &SpillError) {
         if !self.told.swap(true, Ordering::Relaxed) {
             let cause = std::error::Error::source(error).map(ToString::to_string);
-            tracing::warn!(%error, cause, "a forwarded connection that its pod does not read \
-                stalls its client's others");
+            tracing::warn!(%error, cause, "what a pod does not read stalls all that its client \
+                says on the connection");
         }
     }
 
@@ -250,10 +251,15 @@ mod tests {
     use crate::tests::pattern;
     use futures_util::FutureExt;
 
+    /// A room that does not spill.
+    fn unspilling() -> Arc<Room> {
+        Room::of_forward(None, &Limits::default())
+    }
+
     /// A room that spills, with these limits.
     fn spilling(limits: Limits) -> Arc<Room> {
         let space = SpillSpace::new(std::env::temp_dir(), limits.spilled);
-        Room::of_many(Some(&Arc::new(space)), &limits)
+        Room::of_forward(Some(&Arc::new(space)), &limits)
     }
 
     async fn all(input: &mut Input) -> Vec<u8> {
@@ -266,7 +272,7 @@ mod tests {
 
     #[tokio::test]
     async fn input_waits_for_its_reader_and_nothing_is_lost() {
-        let room = Room::of_one_session();
+        let room = unspilling();
         let memory = room.memory.available_permits();
         let (sender, mut input) = input(&room, None);
         let sent = pattern(MEMORY * 3);
@@ -282,7 +288,7 @@ mod tests {
     // Without a runtime, which makes tasks pause that do much.
     #[test]
     fn many_small_pieces_take_room_as_large_ones_do() {
-        let room = Room::of_one_session();
+        let room = unspilling();
         let (sender, input) = input(&room, None);
         let mut pieces = 0;
         while sender
@@ -302,7 +308,7 @@ mod tests {
             spilled: 0,
             ..Limits::default()
         };
-        for room in [Room::of_one_session(), spilling(full)] {
+        for room in [unspilling(), spilling(full)] {
             let (sender, input) = input(&room, None);
             let sending = sender.send(Bytes::from(vec![0; MEMORY * 2]));
             let (_, ()) = tokio::join!(sending, async {
@@ -314,7 +320,7 @@ mod tests {
 
     #[tokio::test]
     async fn full_connection_stalls_and_a_dropped_stream_frees_it() {
-        let room = Room::of_one_session();
+        let room = unspilling();
         let mut full = Vec::new();
         for _ in 0..8 {
             let (sender, input) = input(&room, None);
@@ -354,7 +360,7 @@ mod tests {
     #[tokio::test]
     async fn writer_and_reader_that_take_turns_at_being_slow_lose_nothing() {
         let limits = Limits {
-            spilled_by_connection: MEMORY,
+            spilled_by_forward: MEMORY,
             ..Limits::default()
         };
         let room = spilling(limits);
@@ -364,7 +370,7 @@ mod tests {
             for (n, piece) in sent.chunks(30_000).enumerate() {
                 sender.send(Bytes::copy_from_slice(piece)).await;
                 if n % 64 == 63 {
-                    sleep(PATIENCE * 3).await;
+                    sleep(room.patience * 3).await;
                 }
             }
             drop(sender);
@@ -373,7 +379,7 @@ mod tests {
             let mut got = Vec::new();
             while let Some(piece) = input.next().await.unwrap() {
                 if got.len() % (4 * MEMORY) > 3 * MEMORY {
-                    sleep(PATIENCE * 2).await;
+                    sleep(room.patience * 2).await;
                 }
                 got.extend_from_slice(&piece);
             }
@@ -417,7 +423,7 @@ mod tests {
             stalled: LOOK * 2,
             ..Limits::default()
         };
-        let room = Room::of_many(Some(&space), &limits);
+        let room = Room::of_forward(Some(&space), &limits);
         let (sender, mut input) = input(&room, None);
         let broken = input.broken();
         let sent = pattern(MEMORY * 2);
@@ -436,7 +442,7 @@ mod tests {
 
     #[tokio::test]
     async fn reset_comes_after_what_was_sent() {
-        let (sender, mut input) = input(&Room::of_one_session(), None);
+        let (sender, mut input) = input(&unspilling(), None);
         sender.send(Bytes::from_static(b"a")).await;
         sender.reset();
         assert_eq!(input.next().await.unwrap().unwrap(), "a");

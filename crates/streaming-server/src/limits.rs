@@ -24,11 +24,17 @@ pub struct Limits {
     /// something that means nothing: one that is not there any more may tell by
     /// nothing else.
     pub nudge: Duration,
-    /// Bytes that may wait on the disk for forwarded connections that their pods do not
-    /// read; as many stay free beside them.
+    /// Bytes that may wait on the disk as nobody reads them; as many stay free beside
+    /// them.
     pub spilled: usize,
-    /// Of these, for the connections of one client.
-    pub spilled_by_connection: usize,
+    /// Of these, for all connections that a client forwards by one of its own.
+    pub spilled_by_forward: usize,
+    /// Of these, for a command's input.
+    pub spilled_by_command: usize,
+    /// How long a command may leave its input unread before this waits on the disk:
+    /// kubectl gives a command up that takes nothing for a minute, and Kubernetes'
+    /// translator of WebSocket does not see kubectl's end before its input is taken.
+    pub unread: Duration,
     /// How long a client is not read where one of its forwarded connections has filled
     /// all of this, and its pod takes nothing; then that connection ends. A client
     /// gives up opening others after half a minute.
@@ -50,7 +56,9 @@ impl Default for Limits {
             idle: Duration::from_secs(4 * 60 * 60),
             nudge: Duration::from_secs(10),
             spilled: 2 << 30,
-            spilled_by_connection: 512 << 20,
+            spilled_by_forward: 512 << 20,
+            spilled_by_command: 64 << 20,
+            unread: Duration::from_secs(5),
             stalled: Duration::from_secs(20),
             linger: Duration::from_secs(5),
         }

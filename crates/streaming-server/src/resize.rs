@@ -111,6 +111,7 @@ impl Resizes {
 mod tests {
     use super::*;
     use crate::input::input;
+    use crate::limits::Limits;
     use crate::room::Room;
     use bytes::Bytes;
     use proptest::prelude::*;
@@ -154,7 +155,7 @@ mod tests {
         let limit = Duration::from_secs(1);
         let begun = tokio::time::Instant::now();
         assert_eq!(ResizeStream::new(None).first(limit).await, None);
-        let (sender, told) = input(&Room::of_one_session(), None);
+        let (sender, told) = input(&Room::of_command(None, &Limits::default()), None);
         let mut stream = ResizeStream::new(Some(told));
         for piece in [
             "{\"Width\":80,",

@@ -11,15 +11,19 @@ use tokio::sync::Semaphore;
 
 /// Most bytes that wait in memory for all streams of a connection.
 const MEMORY: usize = 1 << 20;
+/// How long a forwarded connection may hold up the others: one whose pod reads is held
+/// back by that, and needs no disk.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// The room of one connection.
 #[derive(Debug)]
 pub(crate) struct Room {
     pub(crate) memory: Arc<Semaphore>,
-    /// Where waits what memory has no room for. `None`: who does not take holds up all
-    /// streams of the connection.
+    /// Where waits what memory has no room for.
     spill: Option<SpillShare>,
-    /// How long the connection may be held up where nothing more can be spilled.
+    /// How long a stream may hold up the connection before it spills.
+    pub(crate) patience: Duration,
+    /// And where nothing more can be spilled, before one has to go.
     pub(crate) stalled: Duration,
     backlogs: Mutex<Vec<Weak<Backlog>>>,
     /// The last who waited for memory did so in vain.
@@ -27,25 +31,28 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// For streams that mean nothing without each other.
-    pub(crate) fn of_one_session() -> Arc<Self> {
-        Arc::new(Self::with(None, Duration::MAX))
+    /// For the streams of one command: one that reads when it likes holds its client
+    /// back for as long.
+    pub(crate) fn of_command(space: Option<&Arc<SpillSpace>>, limits: &Limits) -> Arc<Self> {
+        let share = |space| SpillShare::new(Arc::clone(space), limits.spilled_by_command);
+        Self::new(space.map(share), limits.unread, Duration::MAX)
     }
 
     /// For streams that have nothing to do with each other: none holds up another.
-    pub(crate) fn of_many(space: Option<&Arc<SpillSpace>>, limits: &Limits) -> Arc<Self> {
-        let share = |space| SpillShare::new(Arc::clone(space), limits.spilled_by_connection);
-        Arc::new(Self::with(space.map(share), limits.stalled))
+    pub(crate) fn of_forward(space: Option<&Arc<SpillSpace>>, limits: &Limits) -> Arc<Self> {
+        let share = |space| SpillShare::new(Arc::clone(space), limits.spilled_by_forward);
+        Self::new(space.map(share), PATIENCE, limits.stalled)
     }
 
-    fn with(spill: Option<SpillShare>, stalled: Duration) -> Self {
-        Self {
+    fn new(spill: Option<SpillShare>, patience: Duration, stalled: Duration) -> Arc<Self> {
+        Arc::new(Self {
             memory: Arc::new(Semaphore::new(MEMORY)),
             spill,
+            patience,
             stalled,
             backlogs: Mutex::default(),
             hopeless: AtomicBool::new(false),
-        }
+        })
     }
 
     /// That of a new stream.

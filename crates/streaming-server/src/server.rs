@@ -43,8 +43,8 @@ pub struct Config {
     pub address: SocketAddr,
     /// `None`: without TLS.
     pub tls: Option<Arc<ServerConfig>>,
-    /// Where waits what memory has no room for of forwarded connections. `None`:
-    /// nowhere, and one that is not read stalls its client's others.
+    /// Directory where waits what pods do not read and memory has no room for. `None`:
+    /// nowhere, and a forwarded connection that is not read stalls its client's others.
     pub spill: Option<PathBuf>,
     /// What clients may take.
     pub limits: Limits,

@@ -82,6 +82,7 @@ impl Place {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let streams = command.streams();
+        let room = Room::of_command(self.spill.as_ref(), &self.limits);
         match transport {
             Transport::Spdy => {
                 let work = async |new| {
@@ -92,7 +93,7 @@ impl Place {
                         Err(_) => tracing::info!(?wait, "a client did not open its streams"),
                     }
                 };
-                spdy::serve(wire, Room::of_one_session(), peer, &self.limits, work).await;
+                spdy::serve(wire, room, peer, &self.limits, work).await;
             }
             Transport::WebSocket { .. } => {
                 let socket = websocket::accept(wire).await;
@@ -102,7 +103,6 @@ impl Place {
                     command::serve(client, command, self).await;
                 };
                 let codec = protocol.codec();
-                let room = Room::of_one_session();
                 websocket::serve(socket, codec, &readable, &room, peer, &self.limits, work).await;
             }
         }
@@ -125,7 +125,7 @@ impl Place {
             ending: self.ending.clone(),
         };
         let limits = &self.limits;
-        let room = Room::of_many(self.spill.as_ref(), limits);
+        let room = Room::of_forward(self.spill.as_ref(), limits);
         let pairs = |new| forward::serve(target.clone(), new);
         match (transport, protocol) {
             (Transport::WebSocket { .. }, ForwardProtocol::Pairs) => {

@@ -172,7 +172,7 @@ async fn slow_connections_lose_nothing_side_by_side() {
 #[tokio::test]
 async fn connection_that_takes_all_the_room_there_is_ends_so_that_others_live() {
     let limits = Limits {
-        spilled_by_connection: 1 << 20,
+        spilled_by_forward: 1 << 20,
         stalled: Duration::from_millis(200),
         ..Limits::default()
     };

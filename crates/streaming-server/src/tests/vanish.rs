@@ -2,7 +2,7 @@
 
 use super::spdy_client::{SpdyClient, ask, upgrade};
 use super::websocket_client::WebSocketClient;
-use super::{Fixture, pattern};
+use super::{Fixture, pattern, soon};
 use crate::limits::Limits;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -88,6 +88,33 @@ async fn behind_input_that_the_command_does_not_read() {
     read_all(client.socket.get_ref());
     drop(client);
     fixture.backend.lives(0).await;
+}
+
+#[tokio::test]
+async fn once_it_has_said_all_that_the_command_does_not_read() {
+    let limits = Limits {
+        unread: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let fixture = Fixture::with(limits).await;
+    let mut client = SpdyClient::connect(&fixture.exec("sleep"), V4).await;
+    client.open_types(&TYPES).await;
+    fixture.backend.lives(1).await;
+    // More than two kernels keep between them.
+    for _ in 0..3 {
+        soon(client.data(3, false, &[0; 15 << 20])).await;
+    }
+    read_all(&client.socket);
+    drop(client);
+    soon(fixture.backend.lives(0)).await;
+
+    let mut client = WebSocketClient::connect(&fixture.exec("sleep"), V4).await;
+    fixture.backend.lives(1).await;
+    for _ in 0..450 {
+        soon(client.say(0, &[0; 100_000])).await;
+    }
+    drop(client);
+    soon(fixture.backend.lives(0)).await;
 }
 
 #[tokio::test]
