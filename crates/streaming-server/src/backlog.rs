@@ -66,6 +66,11 @@ impl Backlog {
         self.broken.send_replace(Some(why));
     }
 
+    /// Whether it is.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.borrow().is_some()
+    }
+
     /// Returns when it is.
     pub(crate) fn broken(&self) -> impl Future<Output = Break> + use<> {
         let mut broken = self.broken.subscribe();

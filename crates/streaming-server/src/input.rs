@@ -56,7 +56,7 @@ struct Piece {
 /// said all.
 #[derive(Debug)]
 pub(crate) struct InputSender {
-    pieces: mpsc::UnboundedSender<Result<Piece, Gone>>,
+    pieces: mpsc::UnboundedSender<Piece>,
     backlog: Arc<Backlog>,
     room: Arc<Room>,
     /// That it cannot be spilled was told.
@@ -104,7 +104,7 @@ impl InputSender {
             bytes: piece.clone(),
             _room: (own, shared),
         };
-        self.pieces.send(Ok(piece)).map_err(|_| Gone)
+        self.pieces.send(piece).map_err(|_| Gone)
     }
 
     /// Keeps a piece, or puts it behind what was spilled already. Where there is no room
@@ -159,16 +159,11 @@ impl InputSender {
                 says on the connection");
         }
     }
-
-    /// The peer has broken the stream off.
-    pub(crate) fn reset(&self) {
-        let _ = self.pieces.send(Err(Gone));
-    }
 }
 
 /// What comes from the peer on one stream.
 pub(crate) struct Input {
-    pieces: mpsc::UnboundedReceiver<Result<Piece, Gone>>,
+    pieces: mpsc::UnboundedReceiver<Piece>,
     backlog: Arc<Backlog>,
     /// The first of what was spilled, on its way.
     reading: Option<JoinHandle<io::Result<Bytes>>>,
@@ -176,22 +171,23 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    /// The next bytes; `None`: the peer has said all. Nothing is lost when the
-    /// future is dropped.
+    /// The next bytes; `None`: the peer has said all, [`Gone`]: or has broken off after
+    /// these. Nothing is lost when the future is dropped.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Gone> {
         loop {
             // What is in memory was there first. To be looked at in this order: as long
             // as something is spilled, nothing more comes to memory.
             let is_spilled = self.is_spilled();
             match self.pieces.try_recv() {
-                Ok(piece) => return piece.map(|piece| Some(self.took(piece.bytes))),
+                Ok(piece) => return Ok(Some(self.took(piece.bytes))),
                 Err(_) if is_spilled => return self.read().await.map(Some),
                 Err(_) => {}
             }
             tokio::select! {
-                piece = self.pieces.recv() => match piece.transpose()? {
+                piece = self.pieces.recv() => match piece {
                     Some(piece) => return Ok(Some(self.took(piece.bytes))),
                     None if self.is_spilled() => {}
+                    None if self.backlog.is_broken() => return Err(Gone),
                     None => return Ok(None),
                 },
                 () = self.backlog.more.notified() => {}
@@ -442,10 +438,17 @@ mod tests {
 
     #[tokio::test]
     async fn reset_comes_after_what_was_sent() {
-        let (sender, mut input) = input(&unspilling(), None);
-        sender.send(Bytes::from_static(b"a")).await;
-        sender.reset();
-        assert_eq!(input.next().await.unwrap().unwrap(), "a");
-        assert_eq!(input.next().await, Err(Gone));
+        for (room, len) in [(unspilling(), 1), (spilling(Limits::default()), MEMORY * 2)] {
+            let (sender, mut input) = input(&room, None);
+            let sent = pattern(len);
+            sender.send(sent.clone().into()).await;
+            sender.backlog().break_off(Break::Reset);
+            drop(sender);
+            let mut got = Vec::new();
+            while let Ok(piece) = input.next().await {
+                got.extend_from_slice(&piece.unwrap());
+            }
+            assert!(got == sent);
+        }
     }
 }

@@ -153,9 +153,6 @@ impl Streams {
     /// The stream is over both ways; whether it was not so yet.
     pub(super) fn remove(&self, stream: u32) -> bool {
         let removed = self.lock().streams.remove(&stream);
-        if let Some(input) = removed.as_ref().and_then(|entry| entry.input.as_ref()) {
-            input.reset();
-        }
         if let Some(backlog) = removed.as_ref().and_then(|entry| entry.backlog.as_ref()) {
             backlog.break_off(Break::Reset);
         }
